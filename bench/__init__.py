@@ -1,0 +1,1 @@
+"""Benchmarks: each suite is one module with `add_arguments`, `run` and a one-line docstring."""

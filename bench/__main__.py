@@ -1,0 +1,38 @@
+"""`python -m bench`: lists the suites; `python -m bench SUITE [flags]` runs one."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from bench import layer
+
+SUITES = {"layer": layer}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: one subcommand per suite, described by the suite's own first line."""
+    top = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of moegen.")
+    subcommands = top.add_subparsers(dest="suite", metavar="SUITE")
+    for name, suite in SUITES.items():
+        summary = (suite.__doc__ or "").splitlines()[0]
+        suite.add_arguments(subcommands.add_parser(name, help=summary, description=summary))
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the suite that `argv` names and return the exit code; without one, list the suites."""
+    top = parser()
+    arguments = top.parse_args(argv)
+    if arguments.suite is None:
+        top.print_help()
+        return 0
+    try:
+        SUITES[arguments.suite].run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

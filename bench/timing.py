@@ -1,0 +1,58 @@
+"""Times functions against a baseline, interleaved, so that both see the same machine."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+
+Thunk = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One function's result: its own median, and the median of its ratios to the baseline."""
+
+    name: str
+    median_ms: float
+    ratio: float
+    ratio_low: float  # quartiles of the pairwise ratios: how far to trust the median
+    ratio_high: float
+
+
+def compare(baseline: Thunk, candidates: Mapping[str, Thunk], rounds: int) -> list[Timing]:
+    """Time each candidate right after the baseline, `rounds` times.
+
+    Machine noise lasts longer than one pair, so it divides out of each ratio; a ratio of two
+    separate medians keeps it. Returns the baseline first (its ratio is 1), then the candidates in
+    the order given. Times are milliseconds of wall clock.
+    """
+    if rounds < 3:
+        raise ValueError(
+            f"rounds={rounds}: quartiles need at least 3; fix: pass --rounds=3 or more"
+        )
+    for thunk in (baseline, *candidates.values()):
+        for _ in range(2):  # the first call compiles, the second touches all memory once
+            _milliseconds(thunk)
+    own: dict[str, list[float]] = {name: [] for name in candidates}
+    base: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, thunk in candidates.items():
+            base[name].append(_milliseconds(baseline))
+            own[name].append(_milliseconds(thunk))
+    dense = statistics.median(t for times in base.values() for t in times)
+    rows = [Timing("dense", dense, 1.0, 1.0, 1.0)]
+    return rows + [_summary(name, own[name], base[name]) for name in candidates]
+
+
+def _summary(name: str, own: list[float], base: list[float]) -> Timing:
+    ratios = [mine / its for mine, its in zip(own, base, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Timing(name, statistics.median(own), middle, low, high)
+
+
+def _milliseconds(thunk: Thunk) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(thunk())
+    return (time.perf_counter() - start) * 1e3

@@ -1,0 +1,21 @@
+"""Settings of every test: JAX on the CPU, no caches between runs, fixed random examples.
+
+The environment is set before any test module imports JAX, which reads it only once. Tests of
+several devices start a subprocess with their own XLA_FLAGS, so that the rest runs on one device as
+a user would.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+# A compiled program left by an earlier run could hide a program that no longer compiles.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+from hypothesis import settings
+
+# No deadline: a first example compiles, the others do not. Derandomized: the same commit gives the
+# same result everywhere; new examples are the nightly run's duty.
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=20, database=None)
+settings.register_profile("nightly", deadline=None, max_examples=500, print_blob=True)
+settings.load_profile("ci")  # `pytest --hypothesis-profile=nightly` (make nightly) overrides it
