@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 import moegen
 from bench.report import table, write_json
-from bench.timing import Timing, compare
+from bench.timing import Timing, check_rounds, compare
 from moegen.routers import noisy_top_k
 
 FORMATS = ("onehot", "slots", "sorted")
@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     base = QUICK if arguments.quick else Case()
     case = Case(**{**asdict(base), "dtype": arguments.dtype})
     rounds = arguments.rounds if arguments.rounds is not None else (5 if arguments.quick else 20)
+    check_rounds(rounds)
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise ValueError(f"--json: {arguments.json.parent} is no folder; fix: make it first")
     results = measure(case, rounds)

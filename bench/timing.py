@@ -21,6 +21,14 @@ class Timing:
     ratio_high: float
 
 
+def check_rounds(rounds: int) -> None:
+    """Raise ValueError if there are too few rounds for quartiles."""
+    if rounds < 3:
+        raise ValueError(
+            f"rounds={rounds}: quartiles need at least 3; fix: pass --rounds=3 or more"
+        )
+
+
 def compare(baseline: Thunk, candidates: Mapping[str, Thunk], rounds: int) -> list[Timing]:
     """Time each candidate right after the baseline, `rounds` times.
 
@@ -28,10 +36,7 @@ def compare(baseline: Thunk, candidates: Mapping[str, Thunk], rounds: int) -> li
     separate medians keeps it. Returns the baseline first (its ratio is 1), then the candidates in
     the order given. Times are milliseconds of wall clock.
     """
-    if rounds < 3:
-        raise ValueError(
-            f"rounds={rounds}: quartiles need at least 3; fix: pass --rounds=3 or more"
-        )
+    check_rounds(rounds)
     for thunk in (baseline, *candidates.values()):
         for _ in range(2):  # the first call compiles, the second touches all memory once
             _milliseconds(thunk)
