@@ -136,6 +136,16 @@ def test_every_layer_of_the_architecture_has_its_library() -> None:
         assert {layer_of(module_name(file)) for file in libraries[name].files} == {layer}
 
 
+def test_bazel_imports_every_library_alone() -> None:
+    tree = ast.parse((ROOT / "BUILD").read_text(encoding="utf-8"))
+    (layers,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LAYERS"
+    )
+    assert layers == sorted(read_libraries())
+
+
 BUILD_TEXT = """
 py_library(name = "low", srcs = glob(["moegen/ir/**/*.py"]))
 py_library(name = "high", srcs = ["moegen/ops/a.py"], deps = [":low"])
