@@ -1,0 +1,1 @@
+"""vmoe: the V-MoE family of vision transformers and its trainer, on layers moegen generates."""

@@ -1,0 +1,202 @@
+"""What a model is: typed, frozen settings, and the checks that hold between them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+HEADS = ("token", "gap", "map")
+POSITIONS = ("learned", "sincos2d", "none")
+DTYPES = ("float32", "bfloat16")
+FORMATS = ("auto", "onehot", "slots", "sorted")
+ROUTERS = ("noisy_top_k",)
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """How tokens choose experts.
+
+    Attributes:
+      name: the router; one of ROUTERS.
+      k: experts per token.
+      noise_std: standard deviation of the training noise on the logits, before division by E.
+      capacity_factor: buffer rows per expert, relative to an even load.
+      eval_capacity_factor: the same outside training; None: as in training.
+      capacity_multiple_of: rows are raised to a multiple of this; 0 for no rounding.
+      batch_priority: largest gate first instead of token order (BPR).
+      dropless: no capacity; every choice is served.
+      importance_loss_weight, load_loss_weight, gshard_loss_weight: parts of auxiliary_loss.
+    """
+
+    name: str = "noisy_top_k"
+    k: int = 2
+    noise_std: float = 1.0
+    capacity_factor: float = 1.05
+    eval_capacity_factor: float | None = None
+    capacity_multiple_of: int = 4
+    batch_priority: bool = False
+    dropless: bool = False
+    importance_loss_weight: float = 0.005
+    load_loss_weight: float = 0.005
+    gshard_loss_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """Which blocks have experts, and which.
+
+    Attributes:
+      num_experts: experts per MoE block.
+      layers: indices of the blocks whose MLP is replaced, counted from 0.
+      group_images: images whose tokens compete for the same buffers (8 in the paper).
+      dropout: rate inside the experts.
+      format: moegen's storage of the routing decision; one of FORMATS.
+      router: how tokens choose experts.
+    """
+
+    num_experts: int = 8
+    layers: tuple[int, ...] = (1, 3)
+    group_images: int = 8
+    dropout: float = 0.0
+    format: str = "auto"
+    router: RouterConfig = field(default_factory=RouterConfig)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A vision transformer, dense (moe=None) or sparse.
+
+    Attributes:
+      num_classes: logits per image.
+      patch_size: pixels along each side of a patch.
+      width: D, features per token.
+      depth: encoder blocks.
+      mlp_dim: F, hidden features of the MLPs and experts.
+      num_heads: attention heads; they divide the width.
+      head: how tokens are pooled; one of HEADS.
+      position: the position embedding; one of POSITIONS.
+      representation_size: features of the tanh layer before the head; None: no such layer.
+      head_bias_init: initial bias of the head.
+      head_zero_init: whether the head's kernel starts at zero.
+      dropout: rate after position embedding, attention and MLP layers.
+      attention_dropout: rate on attention weights.
+      qk_norm: whether queries and keys are normalised.
+      dtype: of the computation; parameters, norms, softmax and routers stay float32.
+      moe: the sparse blocks; None for a dense ViT.
+    """
+
+    num_classes: int = 10
+    patch_size: int = 4
+    width: int = 64
+    depth: int = 4
+    mlp_dim: int = 256
+    num_heads: int = 4
+    head: str = "token"
+    position: str = "learned"
+    representation_size: int | None = None
+    head_bias_init: float = 0.0
+    head_zero_init: bool = False
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    qk_norm: bool = False
+    dtype: str = "float32"
+    moe: MoEConfig | None = None
+
+    def validate(self) -> ModelConfig:
+        """Returns the config itself once every rule holds.
+
+        Not done on construction: overriding fields one at a time passes through states that
+        do not fit together yet.
+
+        Raises:
+          ValueError: names the field, the mismatch and the fix.
+        """
+        for name in ("num_classes", "patch_size", "width", "depth", "mlp_dim", "num_heads"):
+            _at_least_one(name, getattr(self, name))
+        if self.representation_size is not None:
+            _at_least_one("representation_size", self.representation_size)
+        for name, known in (("head", HEADS), ("position", POSITIONS), ("dtype", DTYPES)):
+            _one_of(name, getattr(self, name), known)
+        for name in ("dropout", "attention_dropout"):
+            _rate(name, getattr(self, name))
+        _divides(self)
+        if self.moe is not None:
+            _validate_moe(self.moe, self.depth)
+        return self
+
+    def is_sparse(self, block: int) -> bool:
+        """Whether block number `block` is an MoE block."""
+        return self.moe is not None and block in self.moe.layers
+
+
+def _divides(config: ModelConfig) -> None:
+    if config.width % config.num_heads:
+        raise ValueError(
+            f"width={config.width} is not a multiple of num_heads={config.num_heads}; "
+            f"fix: for example width={-(-config.width // config.num_heads) * config.num_heads}"
+        )
+    if config.position == "sincos2d" and (config.width % 4 or config.width < 8):
+        raise ValueError(
+            f'position="sincos2d" needs a width that is a multiple of 4 and at least 8, not '
+            f'{config.width}; fix: change width, or position="learned"'
+        )
+
+
+def _validate_moe(moe: MoEConfig, depth: int) -> None:
+    for name in ("num_experts", "group_images"):
+        _at_least_one(f"moe.{name}", getattr(moe, name))
+    _rate("moe.dropout", moe.dropout)
+    _one_of("moe.format", moe.format, FORMATS)
+    outside = [i for i in moe.layers if not 0 <= i < depth]
+    if outside:
+        raise ValueError(
+            f"moe.layers has block {outside[0]}, but depth={depth} has blocks 0 to {depth - 1}; "
+            "fix: count blocks from 0"
+        )
+    if not moe.layers or len(set(moe.layers)) != len(moe.layers):
+        raise ValueError(
+            f"moe.layers={moe.layers} must name at least one block, and each block once; "
+            "fix: moe=None gives a dense model"
+        )
+    _validate_router(moe.router, moe.num_experts)
+
+
+def _validate_router(router: RouterConfig, num_experts: int) -> None:
+    _one_of("moe.router.name", router.name, ROUTERS)
+    _at_least_one("moe.router.k", router.k)
+    if router.k > num_experts:
+        raise ValueError(
+            f"moe.router.k={router.k} is more than moe.num_experts={num_experts}; "
+            f"fix: pick k <= {num_experts}"
+        )
+    for name in ("capacity_factor", "eval_capacity_factor"):
+        factor = getattr(router, name)
+        if factor is not None and not factor > 0:
+            raise ValueError(f"moe.router.{name}={factor} must be positive; fix: 1.0 is even load")
+    for name in ("noise_std", "capacity_multiple_of", *_LOSS_WEIGHTS):
+        if not getattr(router, name) >= 0:
+            raise ValueError(
+                f"moe.router.{name}={getattr(router, name)} is negative; fix: 0 turns it off"
+            )
+
+
+_LOSS_WEIGHTS = ("importance_loss_weight", "load_loss_weight", "gshard_loss_weight")
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number; fix: give 1 or more")
+
+
+def _rate(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{name}={value} is no dropout rate; fix: 0 <= {name} < 1")
+
+
+def _one_of(name: str, value: str, known: Iterable[str]) -> None:
+    known = tuple(known)
+    if value not in known:
+        close = difflib.get_close_matches(str(value), known, n=1)
+        hint = f'did you mean "{close[0]}"? ' if close else ""
+        raise ValueError(f'{name}="{value}" is unknown; fix: {hint}use one of {", ".join(known)}')

@@ -1,0 +1,152 @@
+"""The MoE block: tokens in routing groups, through a layer that moegen generates."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import moegen
+from moegen import routers
+from vmoe.layers.mlp import init_mlp
+from vmoe.layers.params import Params, draw_kernel, lecun_normal, named_key
+from vmoe.model_config import MoEConfig, RouterConfig
+
+Aux = dict[str, jax.Array]
+"""What a router reports, each with the group dim first: losses, load, dropped."""
+
+
+@moegen.expert
+def mlp_expert(
+    x: moegen.floating["C D"],
+    w1: moegen.floating["D F"],
+    b1: moegen.floating["F"],
+    w2: moegen.floating["F D"],
+    b2: moegen.floating["D"],
+    key: moegen.Key = None,
+    *,
+    dropout: float = 0.0,
+):
+    """The transformer's MLP, one expert's rows at a time; see `vmoe.layers.mlp`."""
+    rate = 0.0 if key is None else dropout
+    hidden = moegen.gelu(moegen.dot(x, w1, over="D") + b1)
+    output = moegen.dot(moegen.dropout(key, hidden, rate), w2, over="F") + b2
+    return moegen.dropout(key, output, rate)
+
+
+def init_moe(key: jax.Array, config: MoEConfig, width: int, mlp_dim: int) -> Params:
+    """Returns Router/dense/kernel [D, E] and Mlp/Dense_{0,1} with a leading expert dim.
+
+    Every expert is drawn with its own seed. The released system draws all with one seed unless
+    told to split it, so that its experts start identical; ours never do.
+    """
+    expert_keys = jax.random.split(named_key(key, "Mlp"), config.num_experts)
+    router_key = named_key(key, "Router")
+    kernel = draw_kernel(lecun_normal, router_key, (width,), (config.num_experts,))
+    return {
+        "Router": {"dense": {"kernel": kernel}},
+        "Mlp": jax.vmap(lambda k: init_mlp(k, width, mlp_dim))(expert_keys),
+    }
+
+
+def moe_block(
+    config: MoEConfig,
+    params: Params,
+    x: jax.Array,
+    *,
+    train: bool = False,
+    key: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    inputs: Mapping[str, jax.Array] | None = None,
+) -> tuple[jax.Array, Aux]:
+    """Routes tokens x [B, T, D] among the experts, in groups of group_images images.
+
+    Args:
+      config: experts and router.
+      params: from `init_moe`.
+      x: tokens, f32 or bf16; the router computes in f32.
+      train: training capacity, noise and dropout.
+      key: for noise and dropout; only used in training.
+      mask: bool[B], False for padding images, which take no place in any buffer.
+      inputs: further inputs of the router, such as a recorded noise f32[G, S, E].
+
+    Returns:
+      y [B, T, D] (0 for tokens without a place), and the router's report per group.
+
+    Raises:
+      ValueError: if the batch is not a whole number of groups.
+    """
+    batch, tokens, width = x.shape
+    groups = group_count(batch, config.group_images)
+    given = {name: value for name, value in (inputs or {}).items() if value is not None}
+    if mask is not None:
+        given["mask"] = jnp.repeat(mask, tokens).reshape(groups, -1)
+    y, aux = compiled_layer(config, train)(
+        _layer_params(params, x.dtype),
+        x.reshape(groups, -1, width),
+        key=key if train else None,
+        **given,
+    )
+    return y.reshape(batch, tokens, width), aux
+
+
+def group_count(batch: int, group_images: int) -> int:
+    """Routing groups in a batch.
+
+    Raises:
+      ValueError: if the batch is not a whole number of groups.
+    """
+    if batch == 0 or batch % group_images:
+        padded = max(1, -(-batch // group_images)) * group_images
+        raise ValueError(
+            f"a batch of {batch} images is not a whole number of groups of "
+            f"moe.group_images={group_images}; fix: pad it to {padded} images with mask=False for "
+            f"the padding, or choose a group_images that divides {batch}"
+        )
+    return batch // group_images
+
+
+@functools.cache
+def compiled_layer(config: MoEConfig, train: bool) -> Any:
+    """The moegen layer of a config: one object for all its blocks, so each shape compiles once."""
+    return moegen.compile(
+        bound_router(config.router, train),
+        mlp_expert.bind(dropout=config.dropout if train else 0.0),
+        schedule=moegen.Schedule(format=config.format),
+    )
+
+
+def bound_router(config: RouterConfig, train: bool) -> Any:
+    """The moegen router with the settings of the config, for training or evaluation."""
+    factor = config.capacity_factor
+    if not train and config.eval_capacity_factor is not None:
+        factor = config.eval_capacity_factor
+    return getattr(routers, config.name).bind(
+        k=config.k,
+        noise_std=config.noise_std,
+        capacity_factor=factor,
+        multiple_of=config.capacity_multiple_of or None,
+        batch_priority=config.batch_priority,
+        dropless=config.dropless,
+        importance_loss_weight=config.importance_loss_weight,
+        load_loss_weight=config.load_loss_weight,
+        gshard_loss_weight=config.gshard_loss_weight,
+    )
+
+
+def _layer_params(params: Params, dtype: jnp.dtype) -> Params:
+    """Renames the tree for moegen; the experts compute in `dtype`, the router in f32."""
+    first, second = params["Mlp"]["Dense_0"], params["Mlp"]["Dense_1"]
+    expert = {
+        "w1": first["kernel"],
+        "b1": first["bias"],
+        "w2": second["kernel"],
+        "b2": second["bias"],
+    }
+    return {
+        "router": {"w": params["Router"]["dense"]["kernel"]},
+        "expert": {name: weight.astype(dtype) for name, weight in expert.items()},
+    }
