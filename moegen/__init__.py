@@ -1,0 +1,67 @@
+"""moegen: a compiler for Mixture-of-Experts layers in JAX.
+
+Declare a router and an expert, compile them into a layer, look at what was generated:
+
+    import moegen as mg
+
+    @mg.expert
+    def mlp(x: mg.f32["C D"], w1: mg.f32["D F"], w2: mg.f32["F D"]):
+        return mg.dot(mg.gelu(mg.dot(x, w1, over="D")), w2, over="F")
+
+    layer = mg.compile(mg.routers.noisy_top_k.bind(k=2), mlp)
+    params = layer.init(key, x, experts=8, hidden=64)
+    y, aux = layer(params, x, key=key)
+    print(layer.lower(params, x, key=key).source())
+"""
+
+from moegen import errors
+from moegen.dsl.declare import Expert, Router, expert, router
+from moegen.dsl.functions import (
+    abs,
+    argmax,
+    assign,
+    call,
+    capacity,
+    cast,
+    compute_capacity,
+    cumsum,
+    cv2,
+    dot,
+    dropout,
+    erf,
+    exp,
+    gelu,
+    iota,
+    kept,
+    log,
+    log_softmax,
+    logsumexp,
+    max,
+    maximum,
+    mean,
+    min,
+    minimum,
+    normal,
+    normal_cdf,
+    one_hot,
+    relu,
+    rsqrt,
+    sigmoid,
+    silu,
+    size,
+    softmax,
+    softplus,
+    sqrt,
+    square,
+    stop_gradient,
+    sum,
+    take,
+    tanh,
+    top_k,
+    uniform,
+    where,
+)
+from moegen.dsl.specs import Key, bf16, bool_, f16, f32, floating, i32
+from moegen.runtime.layer import Layer, compile, no_recompile
+from moegen.runtime.schedule import Schedule
+from moegen import routers  # isort: skip  (written in the DSL, so it comes last)

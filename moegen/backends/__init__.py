@@ -1,0 +1,1 @@
+"""Backends: programs as Python source. What is emitted is what runs."""

@@ -1,0 +1,159 @@
+"""The emitter: a program as straight-line Python that needs jax alone."""
+
+from __future__ import annotations
+
+import inspect
+import keyword
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from moegen.errors import LoweringError
+from moegen.ir.program import Literal, Op, Operand, Program, Value
+from moegen.ir.types import Tensor
+
+_RESERVED = frozenset(
+    (*keyword.kwlist, "jax", "jnp", "primal", "forward", "backward", "layer")
+    + ("residuals", "cotangents", "acc", "arg")
+)
+_COMMENT_COLUMN = 78
+
+Template = Callable[["Emitter", Op], "list[str]"]
+"""Writes the statements of one op."""
+
+
+@dataclass
+class Emitter:
+    """State while a module is written.
+
+    Attributes:
+      program: gives dims and names.
+      templates: how each op is written on this backend.
+      reserved: names that values must not take, such as those of kernels.
+      helpers: kernel functions the module has to contain, in order of first use.
+      functions: local functions of `mg.call` that the module names, by their name in it.
+      imports: lines that import the other functions of `mg.call`.
+    """
+
+    program: Program
+    templates: dict[str, Template]
+    reserved: frozenset[str] = frozenset()
+    helpers: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    imports: dict[str, None] = field(default_factory=dict)
+
+    def name(self, value: Value) -> str:
+        """The Python name of a value."""
+        taken = value.name in _RESERVED | self.reserved or value.name in self.program.sizes
+        return f"{value.name}_" if taken else value.name
+
+    def results(self, op: Op) -> str:
+        """The left-hand side of an assignment."""
+        return ", ".join(self.name(r) for r in op.results)
+
+    def operand(self, operand: Operand) -> str:
+        """A name or a number."""
+        if isinstance(operand, Value):
+            return self.name(operand)
+        return literal(operand)
+
+    def aligned(self, operand: Operand, want: tuple[str, ...]) -> str:
+        """An expression that broadcasts against dims `want`."""
+        if not isinstance(operand, Value):
+            return self.operand(operand)
+        return aligned(self.name(operand), dims_of(operand), want)
+
+    def shape(self, dims: Sequence[str]) -> str:
+        """A shape by dim names: (G, S, E)."""
+        return f"({', '.join(dims)}{',' if len(dims) == 1 else ''})"
+
+    def use(self, function: Callable[..., Any]) -> str:
+        """Adds a kernel function to the module and returns its name."""
+        self.helpers.setdefault(function.__name__, function)
+        return function.__name__
+
+    def statements(self, ops: Sequence[Op]) -> list[str]:
+        """The body of a function, with the author's line at the end of each op."""
+        lines: list[str] = []
+        for op in ops:
+            template = self.templates.get(op.name)
+            if template is None:
+                raise LoweringError(
+                    f"{op.name} cannot be emitted",
+                    fix="run choose_format first: routes have no form of their own",
+                    location=op.location,
+                )
+            written = template(self, op)
+            if op.location:
+                written[-1] = f"{written[-1]:<{_COMMENT_COLUMN}}  # {op.location}"
+            lines += written
+        return lines
+
+
+def emit_function(
+    emitter: Emitter, name: str, arguments: Sequence[str], ops: Sequence[Op], returns: str
+) -> str:
+    """Writes one function."""
+    body = [*emitter.statements(ops), f"return {returns}"]
+    head = f"def {name}({', '.join(arguments)}):"
+    return "\n".join([head, *(f"    {line}" for line in body)])
+
+
+def emit_module(emitter: Emitter, functions: Sequence[str], doc: str, tail: str) -> str:
+    """Puts docstring, imports, dims, kernels and functions together."""
+    imports = ["import jax", "import jax.numpy as jnp", *emitter.imports]
+    needed = [f"# {n}: a local function of the router or expert" for n in emitter.functions]
+    dims = [f"{n} = {size}" for n, size in emitter.program.dims]
+    helpers = [inspect.getsource(h).rstrip() for h in with_callees(emitter.helpers)]
+    parts = [
+        f'"""{doc}"""',
+        "\n".join(imports),
+        "\n".join(["# dims", *dims, *needed]),
+        *helpers,
+        *functions,
+        tail,
+    ]
+    return "\n\n\n".join(parts) + "\n"
+
+
+def with_callees(helpers: dict[str, Callable[..., Any]]) -> list[Callable[..., Any]]:
+    """Orders kernel functions so that each stands below those it calls."""
+    ordered: dict[str, Callable[..., Any]] = {}
+
+    def visit(function: Callable[..., Any]) -> None:
+        for called in function.__code__.co_names:
+            other = function.__globals__.get(called)
+            if inspect.isfunction(other) and other.__module__ == function.__module__:
+                visit(other)
+        ordered.setdefault(function.__name__, function)
+
+    for function in helpers.values():
+        visit(function)
+    return list(ordered.values())
+
+
+def dims_of(value: Value) -> tuple[str, ...]:
+    """The dims of a tensor value."""
+    if not isinstance(value.type, Tensor):
+        raise LoweringError(f"{value} is a {value.type}, not a tensor")
+    return value.type.dims
+
+
+def literal(value: Literal) -> str:
+    """A number as Python source."""
+    if isinstance(value.value, float) and value.value in (float("inf"), float("-inf")):
+        return "jnp.inf" if value.value > 0 else "-jnp.inf"
+    return repr(value.value)
+
+
+def aligned(name: str, have: tuple[str, ...], want: tuple[str, ...]) -> str:
+    """Transposes and expands by dim names, as little as broadcasting needs."""
+    order = [d for d in want if d in have]
+    if tuple(order) != have:
+        name = f"jnp.transpose({name}, {tuple(have.index(d) for d in order)})"
+    if not order:
+        return name
+    inner = want[want.index(order[0]) :]
+    if len(order) == len(inner):
+        return name
+    return f"{name}[{', '.join(':' if d in have else 'None' for d in inner)}]"

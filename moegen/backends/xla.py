@@ -1,0 +1,365 @@
+"""The XLA backend: how each op is written in jax.numpy."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from moegen.backends.expressions import (
+    EXPRESSIONS,
+    JNP_DTYPES,
+    elementwise,
+    epilogue,
+    tensor_dtype,
+)
+from moegen.backends.source import Emitter, Template, aligned, dims_of
+from moegen.errors import LoweringError
+from moegen.ir.program import Op, Value
+from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, Tensor
+from moegen.kernels import activations
+from moegen.kernels.grouped_dot import blocks, ragged
+from moegen.kernels.rows import gather
+from moegen.ops.call import resolve
+from moegen.ops.linalg import einsum_spec
+from moegen.ops.named import dims_tuple
+from moegen.ops.rows import ROWS, slot_rank
+
+SLOTS = (EXPERT, GROUP, CAPACITY)
+TEMPLATES: dict[str, Template] = dict.fromkeys(EXPRESSIONS, elementwise)
+KERNEL_NAMES = frozenset(
+    name
+    for module in (activations, blocks, gather, ragged)
+    for name, _ in inspect.getmembers(module, inspect.isfunction)
+)
+"""Names of kernel functions, which values in the source must not take."""
+
+
+def template(name: str) -> Any:
+    """Registers the function below as the way to write an op."""
+
+    def add(function: Template) -> Template:
+        TEMPLATES[name] = function
+        return function
+
+    return add
+
+
+def _set(e: Emitter, op: Op, expression: str) -> list[str]:
+    return [f"{e.results(op)} = {expression}"]
+
+
+def _axes(value: Value, over: Any) -> tuple[int, ...]:
+    return tuple(dims_of(value).index(d) for d in dims_tuple(over))
+
+
+def _axis(value: Value, over: Any) -> str:
+    found = _axes(value, over)
+    return str(found[0]) if len(found) == 1 else str(found)
+
+
+# --- reductions, shapes, draws ------------------------------------------------------------
+
+
+def _reduction(call: str) -> Template:
+    def write(e: Emitter, op: Op) -> list[str]:
+        (x,) = op.inputs
+        return _set(e, op, f"{call}({e.name(x)}, axis={_axis(x, op.attr['over'])})")
+
+    return write
+
+
+for _name, _call in (
+    ("sum", "jnp.sum"),
+    ("mean", "jnp.mean"),
+    ("max", "jnp.max"),
+    ("min", "jnp.min"),
+    ("softmax", "jax.nn.softmax"),
+    ("logsumexp", "jax.nn.logsumexp"),
+):
+    TEMPLATES[_name] = _reduction(_call)
+
+
+@template("argmax")
+def _argmax(e: Emitter, op: Op) -> list[str]:
+    (x,) = op.inputs
+    axis = _axis(x, op.attr["over"])
+    return _set(e, op, f"jnp.argmax({e.name(x)}, axis={axis}).astype(jnp.int32)")
+
+
+@template("cumsum")
+def _cumsum(e: Emitter, op: Op) -> list[str]:
+    (x,) = op.inputs
+    reverse = ", reverse=True" if op.attr.get("reverse") else ""
+    return _set(
+        e, op, f"jax.lax.cumsum({e.name(x)}, axis={_axis(x, op.attr['over'])}{reverse})"
+    )
+
+
+@template("full")
+def _full(e: Emitter, op: Op) -> list[str]:
+    dtype = JNP_DTYPES[op.attr["dtype"]]
+    number = e.operand(op.operands[0])
+    return _set(e, op, f"jnp.full({e.shape(op.attr['dims'])}, {number}, {dtype})")
+
+
+@template("iota")
+def _iota(e: Emitter, op: Op) -> list[str]:
+    return _set(e, op, f"jnp.arange({op.attr['dim']}, dtype=jnp.int32)")
+
+
+@template("broadcast")
+def _broadcast(e: Emitter, op: Op) -> list[str]:
+    dims = op.attr["dims"]
+    return _set(e, op, f"jnp.broadcast_to({e.aligned(op.inputs[0], dims)}, {e.shape(dims)})")
+
+
+@template("one_hot")
+def _one_hot(e: Emitter, op: Op) -> list[str]:
+    index, dim = e.name(op.inputs[0]), op.attr["dim"]
+    return _set(e, op, f"jax.nn.one_hot({index}, {dim}, dtype={JNP_DTYPES[op.attr['dtype']]})")
+
+
+@template("top_k")
+def _top_k(e: Emitter, op: Op) -> list[str]:
+    (x,) = op.inputs
+    over = op.attr["over"]
+    last = (*(d for d in dims_of(x) if d != over), over)
+    return _set(e, op, f"jax.lax.top_k({aligned(e.name(x), dims_of(x), last)}, {op.attr['dim']})")
+
+
+@template("take")
+def _take(e: Emitter, op: Op) -> list[str]:
+    x, index = op.inputs
+    (over,) = dims_tuple(op.attr["over"])
+    want = (*dims_of(op.result), over)
+    hot = f"jax.nn.one_hot({e.name(index)}, {over}, dtype=jnp.bool_)"
+    mask = aligned(hot, (*dims_of(index), over), want)
+    return _set(
+        e, op, f"jnp.sum(jnp.where({mask}, {e.aligned(x, want)}, 0), axis=-1, "
+        f"dtype={tensor_dtype(x)})"
+    )  # fmt: skip
+
+
+def _draw(sample: str) -> Template:
+    def write(e: Emitter, op: Op) -> list[str]:
+        key, dims, stream = e.name(op.inputs[0]), op.attr["dims"], op.attr["stream"]
+        shape, dtype = e.shape(dims), JNP_DTYPES[op.attr["dtype"]]
+        if dims[:1] == (GROUP,):
+            call = e.use(gather.group_draws)
+            return _set(e, op, f"{call}({sample}, {key}, {stream}, {shape}, {dtype})")
+        return _set(e, op, f"{sample}(jax.random.fold_in({key}, {stream}), {shape}, {dtype})")
+
+    return write
+
+
+TEMPLATES["normal"] = _draw("jax.random.normal")
+TEMPLATES["uniform"] = _draw("jax.random.uniform")
+
+# --- products -----------------------------------------------------------------------------
+
+
+@template("dot")
+def _dot(e: Emitter, op: Op) -> list[str]:
+    a, b, *extra = op.inputs
+    spec = einsum_spec(dims_of(a), dims_of(b), dims_of(op.results[0]))
+    return epilogue(e, op, f'jnp.einsum("{spec}", {e.name(a)}, {e.name(b)})', tuple(extra))
+
+
+@template("grouped_dot")
+def _grouped_dot(e: Emitter, op: Op) -> list[str]:
+    rows, weights, sizes, *extra = op.inputs
+    out = dims_of(op.results[0])
+    if op.attr["kernel"] == "ragged_dot":
+        product = _ragged_dot(e, op, rows, weights, sizes)
+    else:
+        spec = einsum_spec(dims_of(rows), _without(dims_of(weights), EXPERT), out)
+        call = e.use(blocks.grouped_dot_blocks)
+        product = (
+            f'{call}("{spec}", {e.name(rows)}, {_lead(e, weights)}, {e.name(sizes)}, '
+            f"block={op.attr['block']})"
+        )
+    return epilogue(e, op, product, tuple(extra))
+
+
+def _ragged_dot(e: Emitter, op: Op, rows: Value, weights: Value, sizes: Value) -> str:
+    (over,) = dims_tuple(op.attr["over"])
+    free = dims_of(op.results[0])[1]
+    w = e.aligned(weights, (EXPERT, over, free))
+    return f"{e.use(ragged.grouped_dot_ragged)}({e.name(rows)}, {w}, {e.name(sizes)})"
+
+
+@template("grouped_outer")
+def _grouped_outer(e: Emitter, op: Op) -> list[str]:
+    a, b, sizes = op.inputs
+    out = dims_of(op.result)
+    if op.attr["kernel"] == "ragged_dot":
+        call = e.use(ragged.grouped_outer_ragged)
+        ordered = (a, b) if dims_of(a)[1] == out[1] else (b, a)
+        args = ", ".join(e.name(v) for v in (*ordered, sizes))
+        return _set(e, op, f"{call}({args})")
+    spec = einsum_spec(dims_of(a), dims_of(b), _without(out, EXPERT))
+    call = e.use(blocks.grouped_outer_blocks)
+    lead = (EXPERT, *_without(out, EXPERT))
+    made = (
+        f'{call}("{spec}", {e.name(a)}, {e.name(b)}, {e.name(sizes)}, '
+        f"block={op.attr['block']}, shape={e.shape(lead)})"
+    )
+    return _set(e, op, aligned(made, lead, out))
+
+
+@template("grouped_sum")
+def _grouped_sum(e: Emitter, op: Op) -> list[str]:
+    a, sizes = op.inputs
+    call = e.use(blocks.grouped_sum)
+    return _set(e, op, f"{call}({e.name(a)}, {e.name(sizes)}, block={op.attr['block']})")
+
+
+@template("per_row")
+def _per_row(e: Emitter, op: Op) -> list[str]:
+    values, sizes = op.inputs
+    return _set(e, op, f"{e.use(blocks.per_row)}({_lead(e, values)}, {e.name(sizes)}, {ROWS})")
+
+
+def _lead(e: Emitter, value: Value) -> str:
+    return e.aligned(value, (EXPERT, *_without(dims_of(value), EXPERT)))
+
+
+def _without(dims: tuple[str, ...], dim: str) -> tuple[str, ...]:
+    return tuple(d for d in dims if d != dim)
+
+
+# --- routing ------------------------------------------------------------------------------
+
+
+@template("positions")
+def _positions(e: Emitter, op: Op) -> list[str]:
+    expert, *priority = op.inputs
+    first = e.name(priority[0]) if priority else "None"
+    call = e.use(gather.queue_positions)
+    return _set(e, op, f"{call}({e.name(expert)}, {first}, {EXPERT})")
+
+
+@template("slot_numbers")
+def _slot_numbers(e: Emitter, op: Op) -> list[str]:
+    expert, position = (e.name(v) for v in op.inputs)
+    kept = f"({expert} >= 0) & ({expert} < {EXPERT}) & ({position} < {CAPACITY})"
+    return _set(
+        e,
+        op,
+        f"jnp.where({kept}, {expert} * {CAPACITY} + {position}, {EXPERT} * {CAPACITY})",
+    )
+
+
+@template("row_numbers")
+def _row_numbers(e: Emitter, op: Op) -> list[str]:
+    expert, position = (e.name(v) for v in op.inputs)
+    call, block = e.use(gather.sorted_rows), op.attr["block"]
+    return _set(
+        e, op, f"{call}({expert}, {position}, {EXPERT}, {CAPACITY}, block={block}, rows={ROWS})"
+    )
+
+
+@template("invert_slots")
+def _invert_slots(e: Emitter, op: Op) -> list[str]:
+    slot, dims = e.name(op.inputs[0]), tuple(op.attr["dims"])
+    call = e.use(gather.choice_in_slot)
+    if dims == (ROWS,):
+        return _set(e, op, f"{call}({slot}.reshape(1, -1), {ROWS})[0]")
+    made = f"{call}({slot}.reshape({GROUP}, -1), {EXPERT} * {CAPACITY})"
+    shaped = f"{made}.reshape({GROUP}, {EXPERT}, {CAPACITY})"
+    return _set(e, op, aligned(shaped, (GROUP, EXPERT, CAPACITY), dims))
+
+
+@template("take_tokens")
+def _take_tokens(e: Emitter, op: Op) -> list[str]:
+    x, source, *weight = (e.name(v) for v in op.inputs)
+    if dims_of(op.inputs[1]) not in ((ROWS,), SLOTS):
+        raise LoweringError(f"take_tokens: source is {op.inputs[1].type}, not over {SLOTS}")
+    args = ", ".join([x, source, CHOICE, *weight])
+    return _set(e, op, f"{e.use(gather.tokens_in_slots)}({args})")
+
+
+def _rows_first(e: Emitter, rows: Value) -> tuple[str, str]:
+    """Rows laid out [E, G, C, ...] or [N, ...], and the capacity argument that goes with it."""
+    rank = slot_rank(rows.type) if isinstance(rows.type, Tensor) else 0
+    if rank == 1:
+        return e.name(rows), ""
+    return e.aligned(rows, (*SLOTS, *dims_of(rows)[3:])), f", capacity={CAPACITY}"
+
+
+@template("take_slots")
+def _take_slots(e: Emitter, op: Op) -> list[str]:
+    rows, capacity = _rows_first(e, op.inputs[0])
+    args = ", ".join([rows, *(e.name(v) for v in op.inputs[1:])])
+    return _set(e, op, f"{e.use(gather.slots_to_tokens)}({args}{capacity})")
+
+
+@template("match_slots")
+def _match_slots(e: Emitter, op: Op) -> list[str]:
+    rows, capacity = _rows_first(e, op.inputs[0])
+    slot, x = (e.name(v) for v in op.inputs[1:])
+    dtype = JNP_DTYPES[op.attr["dtype"]]
+    call = e.use(gather.slots_times_tokens)
+    return _set(e, op, f"{call}({rows}, {slot}, {x}, {dtype}{capacity})")
+
+
+@template("slot_mask")
+def _slot_mask(e: Emitter, op: Op) -> list[str]:
+    slot, *weight = (e.name(v) for v in op.inputs)
+    dtype = JNP_DTYPES[op.attr["dtype"]]
+    args = ", ".join([slot, EXPERT, CAPACITY, dtype, *weight])
+    return _set(e, op, f"{e.use(gather.slot_masks)}({args})")
+
+
+# --- opaque functions ---------------------------------------------------------------------
+
+
+def _function(e: Emitter, name: str) -> str:
+    """Imports a function of `mg.call`, or leaves a local one to be supplied."""
+    module, _, qualname = name.partition(":")
+    python = "".join(c if c.isalnum() else "_" for c in qualname)
+    if "<" in qualname or "#" in qualname or module == "__main__":
+        e.functions[python] = resolve(name)
+    else:
+        first, *rest = qualname.split(".")
+        source = f"from {module} import {first}"
+        e.imports[f"{source} as {python}" if not rest and first != python else source] = None
+        python = qualname if rest else python
+    return python
+
+
+def _mapped(e: Emitter, op: Op, args: tuple[Value, ...]) -> tuple[str, list[str]]:
+    """The function mapped over the dims that ride along, and its arguments."""
+    call, batch = _function(e, op.attr["fn"]), tuple(op.attr["batch"])
+    for dim in reversed(batch):
+        axes = tuple(0 if dim in dims_of(v) else None for v in args)
+        call = f"jax.vmap({call}, in_axes={axes})"
+    ordered = [
+        e.aligned(
+            v,
+            (*(d for d in batch if d in dims_of(v)), *(d for d in dims_of(v) if d not in batch)),
+        )
+        for v in args
+    ]
+    return call, ordered
+
+
+@template("call")
+def _call(e: Emitter, op: Op) -> list[str]:
+    call, args = _mapped(e, op, op.inputs)
+    return _set(e, op, f"{call}({', '.join(args)})")
+
+
+@template("call_vjp")
+def _call_vjp(e: Emitter, op: Op) -> list[str]:
+    *inputs, cotangent = op.inputs
+    call, args = _mapped(e, op, tuple(inputs))
+    wrt = op.attr["wrt"]
+    inner = ", ".join("arg" if i == wrt else a for i, a in enumerate(args))
+    pull = f"jax.vjp(lambda arg: {call}({inner}), {args[wrt]})[1]"
+    have = dims_of(inputs[wrt])
+    batch = tuple(op.attr["batch"])
+    order = (*(d for d in batch if d in have), *(d for d in have if d not in batch))
+    return _set(e, op, aligned(f"{pull}({e.name(cotangent)})[0]", order, have))
+
+

@@ -1,0 +1,1 @@
+"""The DSL: how routers and experts are declared and traced."""

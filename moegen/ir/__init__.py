@@ -1,0 +1,1 @@
+"""The intermediate representation: types, programs, text, verifier, rewriter, interpreter."""

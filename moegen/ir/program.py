@@ -1,0 +1,140 @@
+"""Programs: immutable, straight-line SSA over named-dim types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from moegen.errors import Location
+from moegen.ir.types import Type
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A name with a type; within a program the name is defined exactly once."""
+
+    name: str
+    type: Type
+
+    def __str__(self) -> str:
+        return f"%{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A Python number used directly as an operand; it takes its neighbour's dtype."""
+
+    value: float | int | bool
+
+    def __str__(self) -> str:
+        return repr(self.value)
+
+
+Operand = Value | Literal
+Attr = str | int | float | bool | None | tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One line of a program: `%results = name(operands, attrs)`.
+
+    The location is where the author asked for it; it does not count in comparisons.
+    """
+
+    name: str
+    operands: tuple[Operand, ...]
+    attrs: tuple[tuple[str, Attr], ...]
+    results: tuple[Value, ...]
+    location: Location | None = field(default=None, compare=False)
+
+    @property
+    def attr(self) -> dict[str, Any]:
+        """The attributes as a new dict."""
+        return dict(self.attrs)
+
+    @property
+    def inputs(self) -> tuple[Value, ...]:
+        """The operands that are values, in order, literals left out."""
+        return tuple(o for o in self.operands if isinstance(o, Value))
+
+    @property
+    def result(self) -> Value:
+        """The only result; an error in the compiler where there are several."""
+        (value,) = self.results
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A layer: dims with sizes, inputs, ops in order, named outputs.
+
+    A *joint* program also has `cotangents` (inputs: one per float output) and `gradients`
+    (outputs: one per float input); `differentiate` adds both.
+    """
+
+    name: str
+    dims: tuple[tuple[str, int], ...]
+    inputs: tuple[Value, ...]
+    ops: tuple[Op, ...]
+    outputs: tuple[tuple[str, Value], ...]
+    cotangents: tuple[Value, ...] = ()
+    gradients: tuple[tuple[str, Value], ...] = ()
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Dim name to size, as a new dict."""
+        return dict(self.dims)
+
+    @property
+    def arguments(self) -> tuple[Value, ...]:
+        """Every value that is given from outside: inputs, then cotangents."""
+        return self.inputs + self.cotangents
+
+    @property
+    def returned(self) -> tuple[Value, ...]:
+        """Every value that is handed out: outputs, then gradients."""
+        return tuple(v for _, v in self.outputs + self.gradients)
+
+    def definitions(self) -> dict[str, Op]:
+        """Maps each value's name to the op that defines it (arguments are absent)."""
+        return {r.name: op for op in self.ops for r in op.results}
+
+    def users(self) -> dict[str, list[Op]]:
+        """Maps each value's name to the ops that read it."""
+        found: dict[str, list[Op]] = {}
+        for op in self.ops:
+            for value in dict.fromkeys(op.inputs):
+                found.setdefault(value.name, []).append(op)
+        return found
+
+    def with_(self, **changes: Any) -> Program:
+        """Returns a copy with some fields replaced."""
+        return replace(self, **changes)
+
+
+def make_attrs(attrs: Mapping[str, Attr]) -> tuple[tuple[str, Attr], ...]:
+    """Freezes attributes in name order, lists as tuples, absent (None) ones left out."""
+    frozen = ((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(attrs.items()))
+    return tuple((k, v) for k, v in frozen if v is not None)
+
+
+def live_ops(ops: Iterable[Op], wanted: Iterable[Value]) -> tuple[Op, ...]:
+    """Keeps the ops that the wanted values need, in their order."""
+    needed = {v.name for v in wanted}
+    kept: list[Op] = []
+    for op in reversed(tuple(ops)):
+        if any(r.name in needed for r in op.results):
+            needed.update(v.name for v in op.inputs)
+            kept.append(op)
+    return tuple(reversed(kept))
+
+
+def referenced_dims(program: Program) -> set[str]:
+    """Returns the dims that occur in the type of any value of the program."""
+    values = [*program.arguments, *(r for op in program.ops for r in op.results)]
+    found: set[str] = set()
+    for value in values:
+        found.update(getattr(value.type, "dims", ()))
+        found.update(getattr(getattr(value.type, "weight", None), "dims", ()))
+    return found

@@ -1,0 +1,85 @@
+"""The table of ops. An op keeps its type rule, its meaning and its derivative together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from moegen.errors import DerivativeError, VerifyError, did_you_mean
+from moegen.ir.dims import Dims
+from moegen.ir.program import Literal, Op
+from moegen.ir.types import Type
+
+if TYPE_CHECKING:
+    from moegen.ir.builder import Builder
+
+
+@dataclass(frozen=True, slots=True)
+class Eval:
+    """What a meaning may look at besides its arrays: the op's types and the dim sizes."""
+
+    op: Op
+    sizes: Dims
+
+
+class OpDef:
+    """One kind of op. Subclass it in `moegen/ops`, set `name`, and register it.
+
+    `infer(dims, *operand types, **attrs)` gives the result types or raises a MoegenError.
+    `evaluate(env, *arrays, **attrs)` is the reference meaning in jax.numpy.
+    `derive(b, op, *cotangents)` emits the adjoint and returns one value or None per operand;
+    a cotangent is None where nothing flows back into that result.
+    `elementwise` marks ops that act on each element alone, which any kernel can absorb.
+    """
+
+    name: str = ""
+    elementwise: bool = False
+    opaque: bool = False
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        """Returns the result types of the op."""
+        raise NotImplementedError(self.name)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        """Returns the result array, or a tuple of them."""
+        raise NotImplementedError(self.name)
+
+    def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
+        """Returns the cotangent of each operand; None where there is none."""
+        raise DerivativeError(
+            f"{self.name} has no derivative rule",
+            fix="wrap its input in mg.stop_gradient, or use mg.call for a differentiable function",
+        )
+
+
+_OPS: dict[str, OpDef] = {}
+D = TypeVar("D", bound=type[OpDef])
+
+
+def register(definition: D) -> D:
+    """Class decorator: adds one instance of the op to the table."""
+    add(definition())
+    return definition
+
+
+def add(definition: OpDef) -> None:
+    """Adds an op to the table; a name can be taken once."""
+    if definition.name in _OPS:
+        raise VerifyError(f"op {definition.name} is registered twice")
+    _OPS[definition.name] = definition
+
+
+def lookup(name: str) -> OpDef:
+    """Returns the op of that name."""
+    if name not in _OPS:
+        raise VerifyError(f"no op {name}{did_you_mean(name, _OPS)}")
+    return _OPS[name]
+
+
+def known_ops() -> tuple[str, ...]:
+    """Returns the names of all registered ops, sorted."""
+    return tuple(sorted(_OPS))
+
+
+Derivative = Callable[..., Any]

@@ -1,0 +1,80 @@
+"""The types of the IR: tensors with named dims, routing decisions, and random keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moegen.errors import DimError
+
+FLOATS = ("f64", "f32", "bf16", "f16")
+INTEGERS = ("i32", "i8", "u8", "u32")
+DTYPES = (*FLOATS, *INTEGERS, "bool")
+
+GROUP = "G"
+"""The dim of routing groups. It rides along: routers and experts never name it."""
+TOKEN = "S"
+"""The dim of tokens within a group."""
+EXPERT = "E"
+"""The dim of experts. It rides along in experts."""
+CAPACITY = "C"
+"""The dim of an expert's slots within a group."""
+CHOICE = "K"
+"""The dim of a token's choices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An array type: element type and ordered dim names, printed `f32[G, S, D]`."""
+
+    dtype: str
+    dims: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.dims)) != len(self.dims):
+            raise DimError(
+                f"{self}: a dim appears twice", fix="give every dim of a tensor its own name"
+            )
+
+    @property
+    def is_float(self) -> bool:
+        """Whether elements are real numbers, so that a gradient exists."""
+        return self.dtype in FLOATS
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(self.dims)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One routing decision: which token takes which slot, and with what weight.
+
+    `dims` are (group, token, expert, capacity). `weight` is the type of the weights as the
+    router gave them, for token choice [G, S, K]; a gradient of the route has that type.
+    Printed `route[G, S, E, C] of f32[G, S, K]`.
+    """
+
+    dims: tuple[str, str, str, str]
+    weight: Tensor
+
+    def __str__(self) -> str:
+        return f"route[{', '.join(self.dims)}] of {self.weight}"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A random key, one for the whole layer; groups and draws are folded into it."""
+
+    def __str__(self) -> str:
+        return "key"
+
+
+Type = Tensor | Route | Key
+
+
+def cotangent_type(type_: Type) -> Tensor | None:
+    """Returns the type of a value's gradient, or None where there is none."""
+    if isinstance(type_, Route):
+        return type_.weight
+    if isinstance(type_, Tensor) and type_.is_float:
+        return type_
+    return None

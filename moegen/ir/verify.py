@@ -1,0 +1,121 @@
+"""The verifier: the rules every program keeps, checked between all passes."""
+
+from __future__ import annotations
+
+from moegen.errors import MoegenError, VerifyError
+from moegen.ir.builder import infer_types
+from moegen.ir.dims import Dims
+from moegen.ir.program import Literal, Op, Program, Value, referenced_dims
+from moegen.ir.text import format_op
+from moegen.ir.types import Route, Type, cotangent_type
+
+
+def verify(program: Program, after: str = "") -> Program:
+    """Checks a program and returns it unchanged.
+
+    Rules: every name is defined once and before its use, with the type of its definition;
+    every type names known dims; every op's results have the types its rule gives; a joint
+    program has one cotangent per float output and one gradient per float input.
+
+    Raises:
+      VerifyError: with the op, the author's line, and the pass it follows.
+    """
+    try:
+        _verify_arguments(program)
+        defined = {v.name: v.type for v in program.arguments}
+        dims = Dims(program.sizes)
+        for op in program.ops:
+            _verify_operands(op, defined)
+            _verify_results(op, dims, defined)
+        for name, value in program.outputs + program.gradients:
+            _verify_returned(name, value, defined)
+        _verify_joint(program)
+    except VerifyError as error:
+        error.what += f" (after {after})" if after else ""
+        raise
+    return program
+
+
+def _verify_arguments(program: Program) -> None:
+    names = [v.name for v in program.arguments]
+    if len(set(names)) != len(names):
+        raise VerifyError(f"@{program.name}: an argument name appears twice")
+    unknown = referenced_dims(program) - set(program.sizes)
+    if unknown:
+        raise VerifyError(
+            f"@{program.name}: dims {', '.join(sorted(unknown))} have no size",
+            fix="list every dim in dims(...)",
+        )
+    wrong = [f"{n}={s}" for n, s in program.dims if s < 0]
+    if wrong or len(program.sizes) != len(program.dims):
+        raise VerifyError(f"@{program.name}: dims are negative or listed twice {wrong}")
+
+
+def _verify_operands(op: Op, defined: dict[str, Type]) -> None:
+    for operand in op.operands:
+        if isinstance(operand, Literal):
+            continue
+        if operand.name not in defined:
+            raise VerifyError(
+                f"{op.name}: {operand} is not defined above", op=format_op(op), location=op.location
+            )
+        if defined[operand.name] != operand.type:
+            raise VerifyError(
+                f"{op.name}: {operand} was defined as {defined[operand.name]}, "
+                f"used as {operand.type}",
+                op=format_op(op),
+                location=op.location,
+            )
+
+
+def _verify_results(op: Op, dims: Dims, defined: dict[str, Type]) -> None:
+    try:
+        types = infer_types(dims, op.name, op.operands, op.attrs, op.location)
+    except VerifyError:
+        raise
+    except MoegenError as error:
+        raise VerifyError(
+            error.what, fix=error.fix, op=error.op, location=error.location
+        ) from None
+    declared = tuple(r.type for r in op.results)
+    if types != declared:
+        raise VerifyError(
+            f"{op.name}: results are declared {_types(declared)}, the op gives {_types(types)}",
+            op=format_op(op),
+            location=op.location,
+        )
+    for result in op.results:
+        if result.name in defined:
+            raise VerifyError(
+                f"{op.name}: {result} is defined twice", op=format_op(op), location=op.location
+            )
+        defined[result.name] = result.type
+
+
+def _verify_returned(name: str, value: Value, defined: dict[str, Type]) -> None:
+    if defined.get(value.name) != value.type:
+        raise VerifyError(f"return {name}={value}: not defined with type {value.type}")
+    if isinstance(value.type, Route):
+        raise VerifyError(f"return {name}={value}: a route is not an array and cannot be returned")
+
+
+def _verify_joint(program: Program) -> None:
+    if not program.cotangents:
+        return
+    owed = [t for _, v in program.outputs if (t := cotangent_type(v.type))]
+    given = [v.type for v in program.cotangents]
+    if owed != given:
+        raise VerifyError(
+            f"@{program.name}: outputs need cotangents {_types(owed)}, given are {_types(given)}"
+        )
+    wanted = {v.name: v.type for v in program.inputs if cotangent_type(v.type)}
+    got = {n: v.type for n, v in program.gradients}
+    if wanted != got:
+        raise VerifyError(
+            f"@{program.name}: gradients must be given for {sorted(wanted)} with the inputs' "
+            f"types, they are given for {sorted(got)}"
+        )
+
+
+def _types(types: list[Type] | tuple[Type, ...]) -> str:
+    return "(" + ", ".join(str(t) for t in types) + ")"

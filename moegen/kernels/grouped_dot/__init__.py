@@ -1,0 +1,1 @@
+"""Products of sorted rows with their experts' weights."""

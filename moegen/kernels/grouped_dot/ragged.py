@@ -1,0 +1,20 @@
+"""Grouped products by XLA's ragged dot, for targets that run it as more than dense products."""
+
+from __future__ import annotations
+
+import jax
+
+
+def grouped_dot_ragged(rows, weights, sizes):
+    """Rows [N, D] times weights [E, D, F] of their expert: [N, F]."""
+    return jax.lax.ragged_dot(rows, weights, sizes)
+
+
+def grouped_outer_ragged(a, b, sizes):
+    """Per expert, the sum over its rows of a[N, D] times b[N, F]: [E, D, F]."""
+    dims = jax.lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=(((0,), (0,)), ((), ())),
+        lhs_ragged_dimensions=[0],
+        rhs_group_dimensions=[],
+    )
+    return jax.lax.ragged_dot_general(a, b, sizes, dims)

@@ -1,0 +1,1 @@
+"""Routing numbers and row moves."""

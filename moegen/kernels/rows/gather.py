@@ -1,0 +1,118 @@
+"""Row moves as gathers: also backwards, so that nothing is ever scattered and added."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def queue_positions(expert, priority, num_experts):
+    """Place of each choice i32[G, S, K] in its expert's queue: choice-major, by priority."""
+    groups, tokens, choices = expert.shape
+    if priority is not None:
+        order = jnp.argsort(-priority, axis=1, stable=True)
+        expert = jnp.take_along_axis(expert, order[:, :, None], axis=1)
+    queue = expert.transpose(0, 2, 1).reshape(groups, choices * tokens)
+    hot = (queue[:, :, None] == jnp.arange(num_experts)).astype(jnp.int32)
+    count = jnp.cumsum(hot, axis=1)
+    place = jnp.sum(count * hot, axis=2).reshape(groups, choices, tokens).transpose(0, 2, 1) - 1
+    if priority is not None:
+        place = jnp.take_along_axis(place, jnp.argsort(order, axis=1)[:, :, None], axis=1)
+    return place
+
+
+def sorted_rows(expert, position, num_experts, capacity, block, rows):
+    """Row of each choice in a list sorted by expert (`rows`: none), and rows per expert.
+
+    An expert's rows start at a multiple of `block`; groups follow each other within it.
+    """
+    hot = expert[..., None] == jnp.arange(num_experts)
+    hot = (hot & (position < capacity)[..., None]).astype(jnp.int32)
+    count = hot.sum(axis=(1, 2))
+    sizes = -(-count.sum(axis=0) // block) * block
+    start = jnp.cumsum(sizes) - sizes + jnp.cumsum(count, axis=0) - count
+    row = jnp.sum(hot * start[:, None, None, :], axis=-1) + position
+    return jnp.where(hot.sum(axis=-1) > 0, row, rows), sizes
+
+
+def choice_in_slot(slot, slots):
+    """For slot numbers i32[G, A], the choice in each slot i32[G, slots]; A where empty."""
+    groups, choices = slot.shape
+    group = jnp.arange(groups)[:, None]
+    empty = jnp.full((groups, slots), choices, jnp.int32)
+    numbers = jnp.broadcast_to(jnp.arange(choices, dtype=jnp.int32), slot.shape)
+    return empty.at[group, slot].set(numbers, mode="drop", unique_indices=True)
+
+
+def tokens_in_slots(x, source, choices, weight=None):
+    """Rows of x[G, S, ...] for choice numbers [E, G, C] in a group, or [N] over all groups.
+
+    Empty slots get 0. With a weight [G, S, K], rows are multiplied by their choice's.
+    """
+    groups, tokens = x.shape[:2]
+    per_group = tokens * choices
+    if source.ndim == 1:
+        choice = source
+    else:
+        group = jnp.arange(groups, dtype=source.dtype)[:, None]
+        choice = jnp.where(source < per_group, group * per_group + source, groups * per_group)
+    flat = x.reshape(groups * tokens, *x.shape[2:])
+    rows = flat.at[choice // choices].get(mode="fill", fill_value=0)
+    if weight is None:
+        return rows
+    scale = weight.reshape(-1).at[choice].get(mode="fill", fill_value=0).astype(x.dtype)
+    return rows * scale.reshape(*scale.shape, *(1,) * (x.ndim - 2))
+
+
+def slot_rows(rows, slot, capacity=None):
+    """Flattened rows, and where each choice's row is: out of range where it has none.
+
+    rows: [E, G, C, ...] with slot = expert * C + place, or [N, ...] with slot = row.
+    """
+    if capacity is None:
+        return rows, slot
+    experts, groups = rows.shape[:2]
+    group = jnp.arange(groups, dtype=slot.dtype)[:, None, None]
+    at = (slot // capacity) * (groups * capacity) + group * capacity + slot % capacity
+    at = jnp.where(slot < experts * capacity, at, experts * groups * capacity)
+    return rows.reshape(experts * groups * capacity, *rows.shape[3:]), at
+
+
+def slots_to_tokens(rows, slot, weight=None, capacity=None):
+    """For each token [G, S, ...] the sum of its choices' rows, times their weights if given."""
+    flat, at = slot_rows(rows, slot, capacity)
+    total = 0
+    for k in range(slot.shape[2]):
+        part = flat.at[at[:, :, k]].get(mode="fill", fill_value=0)
+        if weight is not None:
+            scale = weight[:, :, k].astype(part.dtype)
+            part = part * scale.reshape(*scale.shape, *(1,) * (part.ndim - 2))
+        total = total + part
+    return total
+
+
+def slots_times_tokens(rows, slot, x, dtype, capacity=None):
+    """For each choice [G, S, K], the inner product of its row with its token's x[G, S, ...]."""
+    flat, at = slot_rows(rows, slot, capacity)
+    axes = tuple(range(2, x.ndim))
+    products = [
+        jnp.sum((flat.at[at[:, :, k]].get(mode="fill", fill_value=0) * x).astype(dtype), axes)
+        for k in range(slot.shape[2])
+    ]
+    return jnp.stack(products, axis=-1)
+
+
+def slot_masks(slot, experts, capacity, dtype, weight=None):
+    """One-hot places [G, S, E, C], summed over choices, each times its weight if given."""
+    total = 0
+    for k in range(slot.shape[2]):
+        hot = jax.nn.one_hot(slot[:, :, k], experts * capacity, dtype=dtype)
+        total = total + (hot if weight is None else hot * weight[:, :, k, None].astype(dtype))
+    return total.reshape(*slot.shape[:2], experts, capacity)
+
+
+def group_draws(sample, key, stream, shape, dtype):
+    """Draws for [G, ...], each group from its own key: the same on any number of devices."""
+    key = jax.random.fold_in(key, stream)
+    keys = jax.vmap(lambda group: jax.random.fold_in(key, group))(jnp.arange(shape[0]))
+    return jax.vmap(lambda one: sample(one, shape[1:], dtype))(keys)

@@ -1,0 +1,168 @@
+"""Ops that make or rearrange: constants, counters, broadcasts, one-hot, top-k."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moegen.errors import DtypeError, ShapeError
+from moegen.ir.builder import Builder
+from moegen.ir.dims import Dims
+from moegen.ir.program import Literal, Op
+from moegen.ir.registry import Eval, OpDef, register
+from moegen.ir.types import DTYPES, Tensor, Type, cotangent_type
+from moegen.ops.named import JAX_DTYPES, align, dims_tuple, require_dims, tensor
+
+
+@register
+class Full(OpDef):
+    """`full(0.0, dims=("G", "S"), dtype="f32")`: one number everywhere."""
+
+    name = "full"
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        (value,) = operands
+        if not isinstance(value, Literal) or attrs["dtype"] not in DTYPES:
+            raise ShapeError(f"takes a number and a dtype, got {value}")
+        dims.shape(attrs["dims"])
+        return (Tensor(attrs["dtype"], tuple(attrs["dims"])),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        return jnp.full(env.sizes.shape(attrs["dims"]), arrays[0], JAX_DTYPES[attrs["dtype"]])
+
+    def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
+        return (None,)
+
+
+@register
+class Iota(OpDef):
+    """`iota(dim="S")`: the index along a dim, i32."""
+
+    name = "iota"
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        dims.shape((attrs["dim"],))
+        return (Tensor("i32", (attrs["dim"],)),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        return jnp.arange(env.sizes[attrs["dim"]], dtype=jnp.int32)
+
+    def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
+        return ()
+
+
+@register
+class Broadcast(OpDef):
+    """`broadcast(x, dims=("G", "S", "E"))`: repeats and reorders to exactly these dims."""
+
+    name = "broadcast"
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        x, out = tensor(operands[0]), tuple(attrs["dims"])
+        dims.shape(out)
+        missing = [d for d in x.dims if d not in out]
+        if missing:
+            raise ShapeError(f"dims {missing} of {x} are not in {out}", fix="sum over them first")
+        return (Tensor(x.dtype, out),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        have, out = tensor(env.op.inputs[0].type).dims, tuple(attrs["dims"])
+        return jnp.broadcast_to(align(arrays[0], have, out), env.sizes.shape(out))
+
+    def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
+        wanted = cotangent_type(op.inputs[0].type)
+        return (b.fit(cotangents[0], wanted) if wanted else None,)
+
+
+@register
+class OneHot(OpDef):
+    """`one_hot(index, dim="E", dtype="f32")`: 1 where the index is; nothing when out of range."""
+
+    name = "one_hot"
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        x = tensor(operands[0])
+        if x.dtype != "i32":
+            raise DtypeError(f"needs i32 indices, got {x}", fix='mg.cast(index, "i32")')
+        dims.shape((attrs["dim"],))
+        return (Tensor(attrs["dtype"], (*x.dims, attrs["dim"])),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        return jax.nn.one_hot(arrays[0], env.sizes[attrs["dim"]], dtype=JAX_DTYPES[attrs["dtype"]])
+
+    def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
+        return (None,)
+
+
+@register
+class TopK(OpDef):
+    """`top_k(x, over="E", k=2)`: the k largest and their indices, ties to the lowest index.
+
+    The new dim of choices is `dim` (default K). Gradients go to the chosen elements.
+    """
+
+    name = "top_k"
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        x, over, k = tensor(operands[0]), attrs["over"], attrs["k"]
+        require_dims(x, (over,))
+        size = dims[over]
+        if k > size:
+            raise ShapeError(f"k={k} is more than {over}={size}", fix=f"pick k <= {size}")
+        if k < 1:
+            raise ShapeError(f"k={k} chooses nothing", fix=f"pick 1 <= k <= {size}")
+        dims.define(attrs["dim"], k)
+        out = (*(d for d in x.dims if d != over), attrs["dim"])
+        return (Tensor(x.dtype, out), Tensor("i32", out))
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        axis = tensor(env.op.inputs[0].type).dims.index(attrs["over"])
+        return jax.lax.top_k(jnp.moveaxis(arrays[0], axis, -1), attrs["k"])
+
+    def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
+        ct, wanted = cotangents[0], cotangent_type(op.inputs[0].type)
+        if ct is None or wanted is None:
+            return (None,)
+        chosen = b.one("one_hot", op.results[1], dim=op.attr["over"], dtype=wanted.dtype)
+        return (b.one("dot", ct, chosen, over=op.attr["dim"], out=wanted.dims),)
+
+
+@register
+class Take(OpDef):
+    """`take(x, index, over="E")`: the element of x at each index; 0 when out of range."""
+
+    name = "take"
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        x, index = (tensor(o) for o in operands)
+        (over,) = dims_tuple(attrs["over"])
+        require_dims(x, (over,))
+        if index.dtype != "i32":
+            raise DtypeError(f"needs i32 indices, got {index}", fix='mg.cast(index, "i32")')
+        rest = tuple(d for d in x.dims if d != over)
+        out = (*(d for d in rest if d not in index.dims), *index.dims)
+        return (Tensor(x.dtype, out),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        x, index = (tensor(v.type) for v in env.op.inputs)
+        (over,) = dims_tuple(attrs["over"])
+        mask = jax.nn.one_hot(arrays[1], env.sizes[over], dtype=jnp.bool_)
+        out = tensor(env.op.result.type).dims
+        want = (*out, over)
+        picked = jnp.where(
+            align(mask, (*index.dims, over), want), align(arrays[0], x.dims, want), 0
+        )
+        return picked.sum(-1).astype(arrays[0].dtype)
+
+    def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
+        x, index = op.inputs
+        wanted = cotangent_type(x.type)
+        if wanted is None:
+            return (None, None)
+        (over,) = dims_tuple(op.attr["over"])
+        hot = b.one("one_hot", index, dim=over, dtype=wanted.dtype)
+        joined = dict.fromkeys((*tensor(cotangents[0].type).dims, *tensor(hot.type).dims))
+        summed = tuple(d for d in joined if d not in wanted.dims)
+        return (b.one("dot", cotangents[0], hot, over=summed, out=wanted.dims), None)

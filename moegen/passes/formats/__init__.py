@@ -1,0 +1,1 @@
+"""The three ways to store a route, one file each."""

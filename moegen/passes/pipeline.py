@@ -1,0 +1,61 @@
+"""The pipeline, top to bottom. The verifier runs after every pass, always."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from moegen.ir.program import Program
+from moegen.ir.verify import verify
+from moegen.passes.canonicalize import canonicalize
+from moegen.passes.choose_format import choose_format
+from moegen.passes.differentiate import differentiate
+from moegen.passes.fuse import fuse
+from moegen.passes.select_kernels import Decide, select_kernels
+from moegen.passes.shard import shard
+
+STAGES = (
+    "trace",
+    "canonicalize",
+    "differentiate",
+    "shard",
+    "choose_format",
+    "fuse",
+    "select_kernels",
+)
+"""Names of the stages in order; each but the first is a pass."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the passes need to know that is not in the program.
+
+    Attributes:
+      mesh: devices, or None for one.
+      choose: picks the format and the row block for a joint program.
+      decide: picks the kernel of a product.
+    """
+
+    mesh: Any
+    choose: Callable[[Program], tuple[str, int]]
+    decide: Decide
+
+
+def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
+    """Runs all passes; returns the program after each stage, by name, in order."""
+    stages = {"trace": verify(program, "trace")}
+
+    def step(name: str, run: Callable[[Program], Program]) -> Program:
+        before = next(reversed(stages.values()))
+        stages[name] = verify(run(before), name)
+        return stages[name]
+
+    step("canonicalize", canonicalize)
+    step("differentiate", lambda p: canonicalize(differentiate(p)))
+    joint = step("shard", lambda p: shard(p, plan.mesh))
+    format, block = plan.choose(joint)
+    step("choose_format", lambda p: canonicalize(choose_format(p, format, block)))
+    step("fuse", fuse)
+    step("select_kernels", lambda p: select_kernels(p, plan.decide))
+    return stages

@@ -1,0 +1,48 @@
+"""select_kernels: which kernel runs each product, and with what tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from moegen.ir.builder import Builder
+from moegen.ir.program import Op, Operand, Program
+from moegen.ir.rewrite import keep, rewrite, set_attrs
+
+KERNEL_OPS = ("dot", "grouped_dot", "grouped_outer", "grouped_sum")
+"""Ops for which there is a choice, now or on other targets."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelChoice:
+    """A kernel's name, its tile sizes if it has any, and where the choice comes from."""
+
+    kernel: str
+    tile: tuple[int, ...] = ()
+    source: str = "default"
+
+
+Decide = Callable[[Program, Op], KernelChoice]
+
+
+def select_kernels(program: Program, decide: Decide) -> Program:
+    """Writes the decision for every product into its attributes.
+
+    Args:
+      program: with a chosen format.
+      decide: handed in by the runtime; knows the target, its cost model and measurements.
+
+    Raises:
+      LoweringError: from `decide`, if a kernel is asked for that cannot run the op.
+    """
+
+    def rule(b: Builder, op: Op) -> Sequence[Operand] | None:
+        if op.name not in KERNEL_OPS:
+            return None
+        choice = decide(program, op)
+        tile = choice.tile or None
+        return keep(b, set_attrs(op, kernel=choice.kernel, tile=tile, source=choice.source))
+
+    return rewrite(program, rule)
+
+

@@ -1,0 +1,118 @@
+"""Noisy top-k token choice with batch priority: the router of V-MoE."""
+
+from __future__ import annotations
+
+import moegen as mg
+
+
+@mg.router
+def noisy_top_k(
+    x: mg.floating["S D"],
+    w: mg.f32["D E"],
+    key: mg.Key = None,
+    noise: mg.f32["S E"] = None,
+    mask: mg.bool_["S"] = None,
+    *,
+    k: int = 1,
+    noise_std: float = 1.0,
+    capacity_factor: float = 1.05,
+    capacity: int | None = None,
+    multiple_of: int | None = 4,
+    rounding: str = "ceil",
+    dropless: bool = False,
+    batch_priority: bool = False,
+    importance_loss_weight: float = 0.0,
+    load_loss_weight: float = 0.0,
+    gshard_loss_weight: float = 0.0,
+):
+    """Each token goes to the k experts with the largest gates.
+
+    Gates are the softmax of the logits, with normal noise of standard deviation
+    noise_std / E added in training; the weights are the raw gates, not renormalised.
+
+    Args:
+      x: tokens; the router computes in f32.
+      w: router weights, no bias.
+      key: for the noise. None: no noise and no load loss.
+      noise: a recorded standard normal draw that replaces the key's.
+      mask: False for padding; such tokens take no slot and count in no statistic of use.
+      k: experts per token.
+      noise_std: divided by E before use.
+      capacity_factor, multiple_of, rounding: see `moegen.compute_capacity`.
+      capacity: rows per expert and group, instead of the factor.
+      dropless: no capacity at all.
+      batch_priority: largest gate first (BPR), instead of token order.
+      importance_loss_weight, load_loss_weight, gshard_loss_weight: parts of auxiliary_loss.
+
+    Returns:
+      The route, and per group: the three losses (load_loss only with noise), their weighted
+      sum auxiliary_loss, `load` [E] (choices kept per expert), `dropped` (share of choices
+      without a slot).
+
+    Source: arXiv:2106.05974, sections 2, 3 and appendix A; gshard loss: arXiv:2006.16668.
+    """
+    logits = mg.dot(mg.cast(x, "f32"), w, over="D")
+    sigma = noise_std / mg.size("E")
+    noisy = _add_noise(logits, key, noise, sigma)
+    gates = mg.softmax(noisy, over="E")
+    weight, expert = mg.top_k(gates, k, over="E")
+    chosen = expert if mask is None else mg.where(mask, expert, -1)
+    if capacity is None and not dropless:
+        capacity = mg.capacity(k, capacity_factor, rounding=rounding, multiple_of=multiple_of)
+    route = mg.assign(
+        chosen,
+        weight,
+        capacity=None if dropless else capacity,
+        priority="gate" if batch_priority else None,
+    )
+
+    importance, gshard = importance_loss(logits), gshard_loss(gates)
+    auxiliary = importance_loss_weight * importance + gshard_loss_weight * gshard
+    losses = {"importance_loss": importance, "gshard_loss": gshard}
+    if noisy is not logits:
+        losses["load_loss"] = load_loss(logits, noisy, sigma, k)
+        auxiliary = auxiliary + load_loss_weight * losses["load_loss"]
+    return route, {"auxiliary_loss": auxiliary, **losses, **usage(route, chosen)}
+
+
+def _add_noise(logits, key, noise, sigma):
+    """Adds normal noise; returns the logits themselves where there is none."""
+    if sigma == 0.0 or (key is None and noise is None):
+        return logits
+    unit = mg.normal(key, like=logits) if noise is None else noise
+    return logits + unit * sigma
+
+
+def importance_loss(logits):
+    """Squared coefficient of variation of the experts' summed gates, without noise."""
+    return mg.cv2(mg.sum(mg.softmax(logits, over="E"), over="S"), over="E")
+
+
+def load_loss(logits, noisy, sigma, k):
+    """The same of the chance that each expert is chosen if its noise were drawn again.
+
+    The threshold is the k-th largest noisy logit.
+    """
+    top, _ = mg.top_k(noisy, k, over="E")
+    threshold = mg.min(top, over="K")
+    chance = 1.0 - mg.normal_cdf((threshold - logits) / sigma)
+    return mg.cv2(mg.mean(chance, over="S"), over="E")
+
+
+def gshard_loss(gates):
+    """E^2 times the mean over experts of (share of first choices) * (mean gate)."""
+    first = mg.one_hot(mg.argmax(gates, over="E"), "E")
+    share, gate = mg.mean(first, over="S"), mg.mean(gates, over="S")
+    return mg.mean(share * gate, over="E") * float(mg.size("E") ** 2)
+
+
+def usage(route, expert):
+    """How many choices each expert keeps, and the share of choices without a slot."""
+    kept = mg.cast(mg.kept(route), "f32")
+    asked = mg.cast(expert >= 0, "f32")
+    load = mg.dot(kept, mg.one_hot(expert, "E"), over="K")
+    total = mg.maximum(mg.sum(asked, over="S K"), 1.0)
+    return {
+        "load": mg.sum(load, over="S"),
+        "dropped": 1.0 - mg.sum(kept, over="S K") / total,
+    }

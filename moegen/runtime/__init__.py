@@ -1,0 +1,1 @@
+"""The runtime: schedules, compiled layers, and their cache."""

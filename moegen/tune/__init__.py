@@ -1,0 +1,1 @@
+"""Decisions: what a lowering costs, and which one to take."""

@@ -1,0 +1,110 @@
+"""Choices: the format with the least estimated time, and the kernel of each product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moegen.errors import LoweringError, MoegenError, ScheduleError
+from moegen.ir.program import Op, Program
+from moegen.ir.types import Tensor
+from moegen.passes.choose_format import FORMATS, choose_format
+from moegen.passes.select_kernels import KernelChoice
+from moegen.tune.cost import Cost, program_cost
+from moegen.tune.target import Target
+
+KERNELS = ("auto", "blocks", "ragged_dot")
+"""Kernels for grouped products that a Schedule can ask for."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A format that was considered: its cost, or why it cannot be."""
+
+    format: str
+    cost: Cost | None
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class FormatChoice:
+    """The format that was taken and all that were considered."""
+
+    format: str
+    block: int
+    forced: bool
+    candidates: tuple[Candidate, ...]
+
+    def explain(self) -> str:
+        """A table of candidates with the reason for the choice."""
+        lines = [f"{'format':<8}{'GFLOP':>10}{'MB moved':>10}{'est. ms':>10}"]
+        for c in self.candidates:
+            if c.cost is None:
+                lines.append(f"{c.format:<8}  not possible: {c.refused}")
+                continue
+            numbers = (c.cost.flops / 1e9, c.cost.bytes / 1e6, c.cost.seconds * 1e3)
+            taken = "  <- chosen" if c.format == self.format else ""
+            lines.append(f"{c.format:<8}" + "".join(f"{n:>10.3f}" for n in numbers) + taken)
+        lines.append("asked for by the schedule" if self.forced else "least estimated time")
+        return "\n".join(lines)
+
+
+def pick_format(program: Program, format: str, block: int | None, target: Target) -> FormatChoice:
+    """Estimates every format on the joint program; "auto" takes the cheapest.
+
+    Raises:
+      ScheduleError: for an unknown format.
+      LoweringError: if no format can hold the program.
+    """
+    if format != "auto" and format not in FORMATS:
+        raise ScheduleError(
+            f'format "{format}" is unknown', fix=f"use auto or one of {', '.join(FORMATS)}"
+        )
+    rows = target.row_block if block is None else block
+    found = tuple(_candidate(program, f, rows, target) for f in FORMATS)
+    if format != "auto":
+        return FormatChoice(format, rows, True, found)
+    possible = {c.format: c.cost.seconds for c in found if c.cost is not None}
+    if not possible:
+        raise LoweringError(
+            f"@{program.name}: no format can hold it: " + "; ".join(c.refused for c in found)
+        )
+    return FormatChoice(min(possible, key=lambda f: possible[f]), rows, False, found)
+
+
+def _candidate(program: Program, format: str, block: int, target: Target) -> Candidate:
+    try:
+        lowered = choose_format(program, format, block)
+    except MoegenError as error:
+        return Candidate(format, None, error.what)
+    return Candidate(format, program_cost(lowered, target))
+
+
+def kernel_for(op: Op, kernel: str, target: Target) -> KernelChoice:
+    """The kernel of one product.
+
+    Raises:
+      LoweringError: if a kernel is asked for that cannot run the op.
+    """
+    if op.name not in ("grouped_dot", "grouped_outer"):
+        return KernelChoice("xla")
+    obstacle = _not_ragged(op)
+    if kernel == "ragged_dot" and obstacle:
+        raise LoweringError(
+            f"ragged_dot cannot run it: {obstacle}",
+            op=str(op.name),
+            location=op.location,
+            fix='use Schedule(kernel="auto")',
+        )
+    if kernel != "auto":
+        return KernelChoice(kernel, source="schedule")
+    on_cpu = target.platform == "cpu"
+    return KernelChoice("blocks" if on_cpu or obstacle else "ragged_dot", source="heuristic")
+
+
+def _not_ragged(op: Op) -> str:
+    """Why XLA's ragged dot cannot run a product; empty if it can."""
+    ranks = [len(v.type.dims) for v in op.inputs[:2] if isinstance(v.type, Tensor)]
+    wanted = [2, 3] if op.name == "grouped_dot" else [2, 2]
+    if ranks == wanted:
+        return ""
+    return f"operands have {ranks} dims, it takes {wanted}"

@@ -1,0 +1,76 @@
+"""The cost model: FLOPs, bytes and starts of a program against a target's rates.
+
+An estimate to rank lowerings by, not a clock: each op takes the longer of its arithmetic
+and its memory traffic, plus the time to start it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from moegen.ir.program import Op, Program, Value
+from moegen.ir.types import EXPERT, Tensor, Type
+from moegen.tune.target import Target
+
+BYTES = {"f64": 8, "f32": 4, "i32": 4, "u32": 4, "bf16": 2, "f16": 2, "i8": 1, "u8": 1, "bool": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Floating point operations, bytes moved, and the estimated seconds."""
+
+    flops: float
+    bytes: float
+    seconds: float
+
+
+def program_cost(program: Program, target: Target) -> Cost:
+    """Sums the costs of a program's ops."""
+    sizes = program.sizes
+    flops = moved = seconds = 0.0
+    for op in program.ops:
+        cost = op_cost(op, sizes, target)
+        flops, moved, seconds = flops + cost.flops, moved + cost.bytes, seconds + cost.seconds
+    return Cost(flops, moved, seconds)
+
+
+def op_cost(op: Op, sizes: dict[str, int], target: Target) -> Cost:
+    """Costs of one op: products by their dims, the rest by their elements."""
+    flops = op_flops(op, sizes)
+    moved = sum(value_bytes(v.type, sizes) for v in (*op.inputs, *op.results))
+    if op.name in ("grouped_dot", "grouped_outer") and op.attr.get("block", 1) == 1:
+        flops *= _ragged_waste(sizes, target)
+    seconds = max(flops / target.flops, moved / target.bytes) + target.overhead
+    return Cost(flops, moved, seconds)
+
+
+def op_flops(op: Op, sizes: dict[str, int]) -> float:
+    """Multiplications and additions of an op."""
+    if op.name in ("dot", "grouped_dot", "grouped_outer"):
+        a, b = op.inputs[:2]
+        dims = dict.fromkeys((*_dims(a), *_dims(b)))
+        grouped = op.name != "dot"
+        return 2.0 * math.prod(sizes[d] for d in dims if not (grouped and d == EXPERT))
+    if op.name == "slot_mask":
+        return sizes["K"] * _elements(op.results[0].type, sizes)
+    work = sum(_elements(v.type, sizes) for v in op.inputs[:1]) if "over" in op.attr else 0.0
+    return work + sum(_elements(r.type, sizes) for r in op.results)
+
+
+def value_bytes(type_: Type, sizes: dict[str, int]) -> float:
+    """Size of a value in memory."""
+    return _elements(type_, sizes) * BYTES[type_.dtype] if isinstance(type_, Tensor) else 0.0
+
+
+def _ragged_waste(sizes: dict[str, int], target: Target) -> float:
+    """XLA computes a ragged dot on CPU as one dense product per expert."""
+    return float(sizes[EXPERT]) if target.platform == "cpu" else 1.0
+
+
+def _elements(type_: Type, sizes: dict[str, int]) -> float:
+    return float(math.prod(sizes[d] for d in type_.dims)) if isinstance(type_, Tensor) else 0.0
+
+
+def _dims(value: Value) -> tuple[str, ...]:
+    return value.type.dims if isinstance(value.type, Tensor) else ()
