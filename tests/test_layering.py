@@ -2,7 +2,7 @@
 
 The table is the architecture of docs/architecture.md. `dsl`, `passes` and `kernels`/`backends` are
 siblings that never meet before `tune` and `runtime`. The routers that ship with moegen stand above
-it: they are programs on its public names, as a user's are. So are the models and benchmarks.
+it, and so do the experts: they are programs on its public names, as a user's are. So are the models and benchmarks.
 """
 
 import sys
@@ -16,7 +16,7 @@ BASE = {"moegen.errors", "moegen._compat"}
 OPS = BASE | {"moegen.ir", "moegen.ops"}
 BELOW_TUNE = OPS | {"moegen.dsl", "moegen.passes", "moegen.kernels", "moegen.backends"}
 BELOW_PUBLIC = BELOW_TUNE | {"moegen.tune", "moegen.runtime"}
-PUBLIC = {"moegen", "moegen.routers", "moegen.errors"}
+PUBLIC = {"moegen", "moegen.errors", "moegen.experts", "moegen.routers"}
 
 # layer -> the other layers it may import
 ALLOWED: dict[str, set[str]] = {
@@ -31,8 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "moegen.tune": BELOW_TUNE,
     "moegen.runtime": BELOW_TUNE | {"moegen.tune"},
     "moegen": BELOW_PUBLIC,
+    "moegen.experts": {"moegen", "moegen.errors"},
     "moegen.routers": {"moegen", "moegen.errors"},
-    "moegen.cli": BELOW_PUBLIC | {"moegen", "moegen.routers"},
+    "moegen.cli": BELOW_PUBLIC | {"moegen", "moegen.experts", "moegen.routers"},
     "vmoe": PUBLIC,
     "bench": PUBLIC | {"vmoe"},
 }
