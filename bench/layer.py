@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import moegen
 from bench.report import table, write_json
 from bench.timing import Timing, check_rounds, compare
+from moegen.experts import mlp
 from moegen.routers import noisy_top_k
 
 FORMATS = ("onehot", "slots", "sorted")
@@ -38,19 +39,6 @@ class Case:
 
 
 QUICK = Case(groups=2, tokens=128, experts=4, width=64, hidden=128)
-
-
-@moegen.expert
-def mlp(
-    x: moegen.floating["C D"],
-    w1: moegen.floating["D F"],
-    b1: moegen.floating["F"],
-    w2: moegen.floating["F D"],
-    b2: moegen.floating["D"],
-):
-    """Two dense layers with a GELU between them."""
-    hidden = moegen.gelu(moegen.dot(x, w1, over="D") + b1)
-    return moegen.dot(hidden, w2, over="F") + b2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

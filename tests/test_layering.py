@@ -1,8 +1,9 @@
 """Imports run downwards only: each layer may import the layers listed for it here, and no other.
 
 The table is the architecture of docs/architecture.md. `dsl`, `passes` and `kernels`/`backends` are
-siblings that never meet before `tune` and `runtime`. The routers that ship with moegen stand above
-it, and so do the experts: they are programs on its public names, as a user's are. So are the models and benchmarks.
+siblings that never meet before `tune` and `runtime`. The routers and experts that ship with moegen
+stand above it: they are programs on its public names, as a user's are. So are the models and
+benchmarks.
 """
 
 import sys
