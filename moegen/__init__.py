@@ -3,12 +3,13 @@
 Declare a router and an expert, compile them into a layer, look at what was generated:
 
     import moegen as mg
+    from moegen.routers import noisy_top_k
 
     @mg.expert
     def mlp(x: mg.f32["C D"], w1: mg.f32["D F"], w2: mg.f32["F D"]):
         return mg.dot(mg.gelu(mg.dot(x, w1, over="D")), w2, over="F")
 
-    layer = mg.compile(mg.routers.noisy_top_k.bind(k=2), mlp)
+    layer = mg.compile(noisy_top_k.bind(k=2), mlp)
     params = layer.init(key, x, experts=8, hidden=64)
     y, aux = layer(params, x, key=key)
     print(layer.lower(params, x, key=key).source())
@@ -64,4 +65,65 @@ from moegen.dsl.functions import (
 from moegen.dsl.specs import Key, bf16, bool_, f16, f32, floating, i32
 from moegen.runtime.layer import Layer, compile, no_recompile
 from moegen.runtime.schedule import Schedule
-from moegen import routers  # isort: skip  (written in the DSL, so it comes last)
+
+__all__ = [
+    "Expert",
+    "Key",
+    "Layer",
+    "Router",
+    "Schedule",
+    "abs",
+    "argmax",
+    "assign",
+    "bf16",
+    "bool_",
+    "call",
+    "capacity",
+    "cast",
+    "compile",
+    "compute_capacity",
+    "cumsum",
+    "cv2",
+    "dot",
+    "dropout",
+    "erf",
+    "errors",
+    "exp",
+    "expert",
+    "f16",
+    "f32",
+    "floating",
+    "gelu",
+    "i32",
+    "iota",
+    "kept",
+    "log",
+    "log_softmax",
+    "logsumexp",
+    "max",
+    "maximum",
+    "mean",
+    "min",
+    "minimum",
+    "no_recompile",
+    "normal",
+    "normal_cdf",
+    "one_hot",
+    "relu",
+    "router",
+    "rsqrt",
+    "sigmoid",
+    "silu",
+    "size",
+    "softmax",
+    "softplus",
+    "sqrt",
+    "square",
+    "stop_gradient",
+    "sum",
+    "take",
+    "tanh",
+    "top_k",
+    "uniform",
+    "where",
+]

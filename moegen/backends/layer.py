@@ -46,9 +46,7 @@ def emit_layer(
     residuals = [v for _, v in forward.outputs[len(primal.outputs) :]]
     functions = [
         emit_function(e, "primal", inputs, primal.ops, outputs),
-        emit_function(
-            e, "forward", inputs, forward.ops, f"{outputs}, {_tuple(e, residuals)}"
-        ),
+        emit_function(e, "forward", inputs, forward.ops, f"{outputs}, {_tuple(e, residuals)}"),
         _backward(e, primal, backward, residuals),
     ]
     tail = "layer = jax.custom_vjp(primal)\nlayer.defvjp(forward, backward)"
@@ -59,13 +57,9 @@ def _backward(e: Emitter, primal: Program, backward: Program, residuals: list[Va
     """The backward takes apart what JAX hands it, and answers None for non-floats."""
     gradients = dict(backward.gradients)
     given = iter(backward.cotangents)
-    cotangents = [
-        e.name(next(given)) if cotangent_type(v.type) else "_" for _, v in primal.outputs
-    ]
+    cotangents = [e.name(next(given)) if cotangent_type(v.type) else "_" for _, v in primal.outputs]
     answers = [e.name(gradients[v.name]) if v.name in gradients else "None" for v in primal.inputs]
-    body = emit_function(
-        e, "backward", ["residuals", "cotangents"], backward.ops, _joined(answers)
-    )
+    body = emit_function(e, "backward", ["residuals", "cotangents"], backward.ops, _joined(answers))
     head, rest = body.split("\n", 1)
     unpack = [f"    {_joined(cotangents)} = cotangents"]
     if residuals:

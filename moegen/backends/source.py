@@ -13,8 +13,11 @@ from moegen.ir.program import Literal, Op, Operand, Program, Value
 from moegen.ir.types import Tensor
 
 _RESERVED = frozenset(
-    (*keyword.kwlist, "jax", "jnp", "primal", "forward", "backward", "layer")
-    + ("residuals", "cotangents", "acc", "arg")
+    [
+        *keyword.kwlist,
+        *("jax", "jnp", "primal", "forward", "backward", "layer"),
+        *("residuals", "cotangents", "acc", "arg"),
+    ]
 )
 _COMMENT_COLUMN = 78
 
@@ -101,10 +104,11 @@ def emit_function(
 
 def emit_module(emitter: Emitter, functions: Sequence[str], doc: str, tail: str) -> str:
     """Puts docstring, imports, dims, kernels and functions together."""
-    imports = ["import jax", "import jax.numpy as jnp", *emitter.imports]
+    callees = with_callees(emitter.helpers)
+    imports = [*_std_imports(callees), "import jax", "import jax.numpy as jnp", *emitter.imports]
     needed = [f"# {n}: a local function of the router or expert" for n in emitter.functions]
     dims = [f"{n} = {size}" for n, size in emitter.program.dims]
-    helpers = [inspect.getsource(h).rstrip() for h in with_callees(emitter.helpers)]
+    helpers = [inspect.getsource(h).rstrip() for h in callees]
     parts = [
         f'"""{doc}"""',
         "\n".join(imports),
@@ -114,6 +118,13 @@ def emit_module(emitter: Emitter, functions: Sequence[str], doc: str, tail: str)
         tail,
     ]
     return "\n\n\n".join(parts) + "\n"
+
+
+def _std_imports(helpers: Sequence[Callable[..., Any]]) -> list[str]:
+    """Imports of the standard library that the kernels need."""
+    text = "".join(inspect.getsource(h) for h in helpers)
+    lines = {"functools.": "import functools", "Callable[": "from collections.abc import Callable"}
+    return [line for use, line in lines.items() if use in text]
 
 
 def with_callees(helpers: dict[str, Callable[..., Any]]) -> list[Callable[..., Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from moegen.backends.expressions import (
@@ -34,7 +35,7 @@ KERNEL_NAMES = frozenset(
 """Names of kernel functions, which values in the source must not take."""
 
 
-def template(name: str) -> Any:
+def template(name: str) -> Callable[[Template], Template]:
     """Registers the function below as the way to write an op."""
 
     def add(function: Template) -> Template:
@@ -68,7 +69,7 @@ def _reduction(call: str) -> Template:
     return write
 
 
-for _name, _call in (
+for _name, _function_name in (
     ("sum", "jnp.sum"),
     ("mean", "jnp.mean"),
     ("max", "jnp.max"),
@@ -76,7 +77,7 @@ for _name, _call in (
     ("softmax", "jax.nn.softmax"),
     ("logsumexp", "jax.nn.logsumexp"),
 ):
-    TEMPLATES[_name] = _reduction(_call)
+    TEMPLATES[_name] = _reduction(_function_name)
 
 
 @template("argmax")
@@ -90,9 +91,7 @@ def _argmax(e: Emitter, op: Op) -> list[str]:
 def _cumsum(e: Emitter, op: Op) -> list[str]:
     (x,) = op.inputs
     reverse = ", reverse=True" if op.attr.get("reverse") else ""
-    return _set(
-        e, op, f"jax.lax.cumsum({e.name(x)}, axis={_axis(x, op.attr['over'])}{reverse})"
-    )
+    return _set(e, op, f"jax.lax.cumsum({e.name(x)}, axis={_axis(x, op.attr['over'])}{reverse})")
 
 
 @template("full")
@@ -361,5 +360,3 @@ def _call_vjp(e: Emitter, op: Op) -> list[str]:
     batch = tuple(op.attr["batch"])
     order = (*(d for d in batch if d in have), *(d for d in have if d not in batch))
     return _set(e, op, aligned(f"{pull}({e.name(cotangent)})[0]", order, have))
-
-

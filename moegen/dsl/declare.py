@@ -105,9 +105,7 @@ def expert(fn: Callable[..., Any]) -> Expert:
     return Expert(fn, _arguments(fn, first="rows", hidden=(GROUP, EXPERT)), _settings(fn))
 
 
-def _arguments(
-    fn: Callable[..., Any], first: str, hidden: tuple[str, ...]
-) -> tuple[Argument, ...]:
+def _arguments(fn: Callable[..., Any], first: str, hidden: tuple[str, ...]) -> tuple[Argument, ...]:
     where = Location(fn.__code__.co_filename, fn.__code__.co_firstlineno, fn.__name__)
     try:
         signature = inspect.signature(fn, eval_str=True)

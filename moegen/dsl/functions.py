@@ -61,7 +61,7 @@ def minimum(a: Any, b: Any) -> Traced:
 
 
 def where(condition: Traced, a: Any, b: Any) -> Traced:
-    """a where the bool condition holds, else b; the one not taken gets no gradient."""
+    """A where the bool condition holds, else b; the one not taken gets no gradient."""
     return emit("select", condition, a, b)  # type: ignore[no-any-return]
 
 
@@ -239,9 +239,7 @@ def compute_capacity(
     return capacity
 
 
-def capacity(
-    k: int, factor: float, *, rounding: str = "ceil", multiple_of: int | None = 4
-) -> int:
+def capacity(k: int, factor: float, *, rounding: str = "ceil", multiple_of: int | None = 4) -> int:
     """Rows per expert and group for token choice with k choices; see `compute_capacity`."""
     try:
         return compute_capacity(

@@ -73,11 +73,14 @@ class _LayerTrace:
         with Tracing(self.builder) as tracing:
             tracing.hidden = (GROUP,)
             route, outputs = _unpack(self.router, self.router(*router_args))
-            rows = self.builder.one("dispatch", route.value, self.values[0], hint="xe")
+            x, where = self.values[0], self.expert.location
+            rows = self.builder.one("dispatch", route.value, x, hint="xe", location=where)
             tracing.hidden = (GROUP, EXPERT)
             y_rows = self.expert(wrap(rows), *expert_args)
             _check_rows(self.expert, y_rows)
-            y = self.builder.one("combine", route.value, y_rows.value, weighted=True, hint="y")
+            y = self.builder.one(
+                "combine", route.value, y_rows.value, weighted=True, hint="y", location=where
+            )
         program = self.builder.program(
             f"{self.router.name}_{self.expert.name}",
             self.values,
@@ -213,9 +216,7 @@ class _LayerTrace:
     def check_used(self, program: Program) -> None:
         """A declared argument that nothing reads is a mistake, unless it is optional."""
         users = program.users()
-        optional = {
-            a.name for d in (self.router, self.expert) for a in d.arguments if a.optional
-        }
+        optional = {a.name for d in (self.router, self.expert) for a in d.arguments if a.optional}
         for slot, value in zip(self.slots, self.values, strict=True):
             if value.name in users or slot.name in optional or slot.name.startswith("_"):
                 continue
@@ -254,9 +255,7 @@ def _unpack(router: Router, returned: Any) -> tuple[TracedRoute, dict[str, Trace
 
 def _check_rows(expert: Expert, y: Any) -> None:
     if y is None:
-        raise TraceError(
-            f"{expert.name} returns nothing", fix="return y", location=expert.location
-        )
+        raise TraceError(f"{expert.name} returns nothing", fix="return y", location=expert.location)
     if not isinstance(y, Traced):
         raise TraceError(
             f"{expert.name} returns {_kind(y)}", fix="return one tensor", location=expert.location

@@ -48,7 +48,7 @@ class Tracing:
         if event != "return" or is_internal(frame.f_code.co_filename):
             return
         for name, held in frame.f_locals.items():
-            if isinstance(held, Traced | TracedRoute):
+            if isinstance(held, Traced | TracedRoute) and name != "_":
                 self.names.setdefault(held.value.name, name)
 
 
@@ -253,13 +253,13 @@ class Traced:
     def __int__(self) -> int:
         self._concrete("int()")
 
-    def __index__(self) -> int:
+    def __index__(self) -> int:  # noqa: PLE0305 - it always raises
         self._concrete("an index")
 
     def __iter__(self) -> Any:
         self._concrete("iteration")
 
-    def __len__(self) -> int:
+    def __len__(self) -> int:  # noqa: PLE0303 - it always raises
         self._concrete("len()")
 
     def __getitem__(self, item: Any) -> Any:

@@ -63,7 +63,7 @@ class _Parser:
         gradients = self.returned() if self.accept("word", "grad") else ()
         self.expect("punct", "}")
         if self.peek()[0] != "end":
-            self.fail("the end of the text")
+            raise self.wrong("the end of the text")
         return Program(name, tuple(dims), inputs, tuple(ops), outputs, cotangents, gradients)
 
     def dim(self) -> tuple[str, int]:
@@ -71,7 +71,7 @@ class _Parser:
         self.expect("punct", "=")
         size = self.literal()
         if not isinstance(size, int):
-            self.fail(f"a whole number as the size of {name}")
+            raise self.wrong(f"a whole number as the size of {name}")
         return name, size
 
     def declared(self) -> Value:
@@ -79,7 +79,7 @@ class _Parser:
         self.expect("punct", ":")
         value = Value(name, self.type())
         if name in self.values:
-            self.fail(f"a new name: %{name} is defined already", back=1)
+            raise self.wrong(f"a new name: %{name} is defined already", back=1)
         self.values[name] = value
         return value
 
@@ -96,7 +96,7 @@ class _Parser:
         location = self.location(line)
         for value in pending:
             if value.name in self.values:
-                self.fail(f"a new name: %{value.name} is defined already", back=1)
+                raise self.wrong(f"a new name: %{value.name} is defined already", back=1)
             self.values[value.name] = value
         return Op(name, tuple(operands), make_attrs(attrs), tuple(pending), location)
 
@@ -119,7 +119,7 @@ class _Parser:
     def use(self) -> Value:
         name = self.expect("value")[1:]
         if name not in self.values:
-            self.fail(f"a defined value: %{name} is not defined above", back=1)
+            raise self.wrong(f"a defined value: %{name} is not defined above", back=1)
         return self.values[name]
 
     def returned(self) -> tuple[tuple[str, Value], ...]:
@@ -141,11 +141,11 @@ class _Parser:
         if name == "route":
             self.expect("word", "of")
             weight = self.type()
-            if len(dims) != 4 or not isinstance(weight, Tensor):
-                self.fail("route[group, token, expert, capacity] of a tensor type", back=1)
-            return Route((dims[0], dims[1], dims[2], dims[3]), weight)
+            if len(dims) == 4 and isinstance(weight, Tensor):
+                return Route((dims[0], dims[1], dims[2], dims[3]), weight)
+            raise self.wrong("route[group, token, expert, capacity] of a tensor type", back=1)
         if name not in DTYPES:
-            self.fail(f"a type: one of {', '.join(DTYPES)}, route, key", back=1)
+            raise self.wrong(f"a type: one of {', '.join(DTYPES)}, route, key", back=1)
         try:
             return Tensor(name, dims)
         except MoegenError as error:
@@ -162,7 +162,7 @@ class _Parser:
             return float(text) if re.search(r"[.en]", text.lower()) else int(text)
         if kind == "word" and text in _CONSTANTS:
             return _CONSTANTS[text]
-        return self.fail("a number, a string, True, False, None or a tuple", back=1)
+        raise self.wrong("a number, a string, True, False, None or a tuple", back=1)
 
     # --- tokens ------------------------------------------------------------------------
 
@@ -180,7 +180,7 @@ class _Parser:
     def expect(self, kind: str, text: str | None = None) -> str:
         found, got, _ = self.peek()
         if found != kind or (text is not None and got != text):
-            self.fail(f'"{text}"' if text else f"a {kind}")
+            raise self.wrong(f'"{text}"' if text else f"a {kind}")
         self.at += 1
         return got
 
@@ -206,10 +206,10 @@ class _Parser:
     def here(self, back: int = 0) -> Location:
         return Location(self.filename, self.tokens[max(self.at - back, 0)][2])
 
-    def fail(self, wanted: str, back: int = 0) -> Any:
+    def wrong(self, wanted: str, back: int = 0) -> ParseError:
         kind, text, _ = self.tokens[max(self.at - back, 0)]
         found = "the end of the text" if kind == "end" else f'"{text}"'
-        raise ParseError(f"expected {wanted}, found {found}", location=self.here(back))
+        return ParseError(f"expected {wanted}, found {found}", location=self.here(back))
 
 
 def _tokens(text: str, filename: str) -> list[tuple[str, str, int]]:

@@ -113,10 +113,21 @@ class Program:
         return replace(self, **changes)
 
 
+_ATTR_ORDER = {"over": -2, "out": -1, "kernel": 1, "tile": 2, "source": 3}
+
+
 def make_attrs(attrs: Mapping[str, Attr]) -> tuple[tuple[str, Attr], ...]:
-    """Freezes attributes in name order, lists as tuples, absent (None) ones left out."""
-    frozen = ((k, tuple(v) if isinstance(v, list) else v) for k, v in sorted(attrs.items()))
-    return tuple((k, v) for k, v in frozen if v is not None)
+    """Freezes attributes in one order: dims first, decisions last, others by name between.
+
+    Absent (None) ones are left out; a single dim in `over` is written without a tuple.
+    """
+
+    def plain(name: str, value: Attr) -> Attr:
+        single = name == "over" and isinstance(value, tuple) and len(value) == 1
+        return value[0] if single and isinstance(value, tuple) else value
+
+    ordered = sorted(attrs.items(), key=lambda item: (_ATTR_ORDER.get(item[0], 0), item[0]))
+    return tuple((k, plain(k, v)) for k, v in ordered if v is not None)
 
 
 def live_ops(ops: Iterable[Op], wanted: Iterable[Value]) -> tuple[Op, ...]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from moegen.ir.builder import Builder
 from moegen.ir.dims import Dims
-from moegen.ir.program import Op, Operand, Program, Value, live_ops, make_attrs
+from moegen.ir.program import Attr, Op, Operand, Program, Value, live_ops, make_attrs
 
 Rule = Callable[[Builder, Op], Sequence[Operand] | None]
 """Given an op with rewritten operands: None keeps it; otherwise one operand per result."""
@@ -70,9 +70,9 @@ def close(program: Program, b: Builder, known: dict[str, Operand]) -> Program:
     )
 
 
-def set_attrs(op: Op, **changes: object) -> Op:
+def set_attrs(op: Op, **changes: Attr) -> Op:
     """Returns the op with some attributes set; None removes one."""
-    return replace(op, attrs=make_attrs({**op.attr, **changes}))  # type: ignore[arg-type]
+    return replace(op, attrs=make_attrs({**op.attr, **changes}))
 
 
 def _dtype(value: Value) -> str:

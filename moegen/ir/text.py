@@ -1,9 +1,9 @@
 """The printer: programs as text that reads like the paper and parses back.
 
-    moe @name dims(G=2, S=16) (%x: f32[G, S, D]) {
-      %logits: f32[G, S, E] = dot(%x, %w, over="D")  // router.py:9
-      return y=%y
-    }
+moe @name dims(G=2, S=16) (%x: f32[G, S, D]) {
+%logits: f32[G, S, E] = dot(%x, %w, over="D")  // router.py:9
+return y=%y
+}
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from moegen.errors import MoegenError, VerifyError
 from moegen.ir.builder import infer_types
 from moegen.ir.dims import Dims
@@ -74,9 +76,7 @@ def _verify_results(op: Op, dims: Dims, defined: dict[str, Type]) -> None:
     except VerifyError:
         raise
     except MoegenError as error:
-        raise VerifyError(
-            error.what, fix=error.fix, op=error.op, location=error.location
-        ) from None
+        raise VerifyError(error.what, fix=error.fix, op=error.op, location=error.location) from None
     declared = tuple(r.type for r in op.results)
     if types != declared:
         raise VerifyError(
@@ -117,5 +117,5 @@ def _verify_joint(program: Program) -> None:
         )
 
 
-def _types(types: list[Type] | tuple[Type, ...]) -> str:
+def _types(types: Sequence[Type]) -> str:
     return "(" + ", ".join(str(t) for t in types) + ")"

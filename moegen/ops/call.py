@@ -112,7 +112,9 @@ class CallVjp(OpDef):
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         *args, ct = arrays
         types = tuple(tensor(v.type) for v in env.op.inputs[:-1])
-        return call_vjp(_batched_call(attrs["fn"], types, tuple(attrs["batch"])), args, ct, attrs["wrt"])
+        return call_vjp(
+            _batched_call(attrs["fn"], types, tuple(attrs["batch"])), args, ct, attrs["wrt"]
+        )
 
 
 def call_vjp(fn: Callable[..., Any], args: Any, cotangent: Any, wrt: int) -> Any:
@@ -129,10 +131,14 @@ def _batched_call(name: str, types: tuple[Tensor, ...], batch: tuple[str, ...]) 
     """The function over whole arrays: batch dims first, then mapped over."""
     fn = resolve(name)
     mapped = batched(fn, types, batch)
-    orders = [(*(d for d in batch if d in t.dims), *(d for d in t.dims if d not in batch)) for t in types]
+    orders = [
+        (*(d for d in batch if d in t.dims), *(d for d in t.dims if d not in batch)) for t in types
+    ]
 
     def run(*arrays: Any) -> Any:
-        moved = [align(jnp.asarray(a), t.dims, o) for a, t, o in zip(arrays, types, orders, strict=True)]
+        moved = [
+            align(jnp.asarray(a), t.dims, o) for a, t, o in zip(arrays, types, orders, strict=True)
+        ]
         return mapped(*moved)
 
     return run

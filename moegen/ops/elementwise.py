@@ -108,19 +108,25 @@ _UNARY: tuple[tuple[str, Callable[..., Any], Partial | None], ...] = (
     ("neg", jnp.negative, lambda b, op, ct: b.one("neg", ct)),
     ("exp", jnp.exp, lambda b, op, ct: _mul(b, ct, op.result)),
     ("log", jnp.log, lambda b, op, ct: b.one("div", ct, op.operands[0])),
-    ("tanh", jnp.tanh, lambda b, op, ct: _mul(b, ct, b.one("sub", 1.0, b.one("square", op.result)))),
+    (
+        "tanh",
+        jnp.tanh,
+        lambda b, op, ct: _mul(b, ct, b.one("sub", 1.0, b.one("square", op.result))),
+    ),
     ("erf", jax.scipy.special.erf, None),
     ("sqrt", jnp.sqrt, lambda b, op, ct: b.one("div", _mul(b, ct, 0.5), op.result)),
     (
         "rsqrt",
         jax.lax.rsqrt,
-        lambda b, op, ct: _mul(
-            b, ct, b.one("div", _mul(b, op.result, -0.5), op.operands[0])
-        ),
+        lambda b, op, ct: _mul(b, ct, b.one("div", _mul(b, op.result, -0.5), op.operands[0])),
     ),
     ("square", jnp.square, lambda b, op, ct: _mul(b, _mul(b, ct, 2.0), op.operands[0])),
     ("abs", jnp.abs, _times("sign")),
-    ("relu", jax.nn.relu, lambda b, op, ct: b.one("select", b.one("gt", op.operands[0], 0.0), ct, 0.0)),
+    (
+        "relu",
+        jax.nn.relu,
+        lambda b, op, ct: b.one("select", b.one("gt", op.operands[0], 0.0), ct, 0.0),
+    ),
     ("gelu", lambda x: jax.nn.gelu(x, approximate=True), _times("gelu_grad")),
     ("silu", jax.nn.silu, _times("silu_grad")),
     ("sigmoid", jax.nn.sigmoid, _times("sigmoid_grad")),
@@ -243,9 +249,7 @@ class Cast(OpDef):
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         (x,) = operands
         if attrs["dtype"] not in DTYPES:
-            raise DtypeError(
-                f'no dtype "{attrs["dtype"]}"', fix=f"use one of {', '.join(DTYPES)}"
-            )
+            raise DtypeError(f'no dtype "{attrs["dtype"]}"', fix=f"use one of {', '.join(DTYPES)}")
         return (Tensor(attrs["dtype"], tensor(x).dims),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:

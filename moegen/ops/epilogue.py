@@ -19,9 +19,7 @@ from moegen.ir.types import Tensor
 ACC = "acc"
 
 
-def expression(
-    value: Value, acc: Value, definitions: Mapping[str, Op], extra: list[Value]
-) -> str:
+def expression(value: Value, acc: Value, definitions: Mapping[str, Op], extra: list[Value]) -> str:
     """Writes how `value` is computed from `acc`; new outside operands are added to `extra`."""
     if value == acc:
         return ACC

@@ -40,7 +40,9 @@ class GroupedDot(OpDef):
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         rows, w = tensor(operands[0]), tensor(operands[1])
         if ROWS not in rows.dims or EXPERT not in w.dims or ROWS in w.dims:
-            raise ShapeError(f"needs rows [{ROWS}, ...] and weights [{EXPERT}, ...], got {rows}, {w}")
+            raise ShapeError(
+                f"needs rows [{ROWS}, ...] and weights [{EXPERT}, ...], got {rows}, {w}"
+            )
         over = dims_tuple(attrs["over"])
         natural = tuple(d for d in dot_dims(rows, w, over) if d != EXPERT)
         acc = Tensor(rows.dtype, tuple(attrs.get("out", natural)))

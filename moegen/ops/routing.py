@@ -194,8 +194,9 @@ class Combine(OpDef):
 
 @register
 class Affinity(OpDef):
-    """`affinity(route, y, x)`: for each choice, the inner product of its slot's row of
-    y[G, E, C, ...] with its token's row of x[G, S, ...]; 0 without a slot.
+    """`affinity(route, y, x)`: per choice, the inner product of its slot's and token's rows.
+
+    y is [G, E, C, ...], x is [G, S, ...]; a choice without a slot gets 0.
     """
 
     name = "affinity"

@@ -118,13 +118,13 @@ class InvertSlots(OpDef):
         (slot,) = arrays
         place = _place(slot, env, tuple(attrs["dims"]))  # [*choices, *slots]
         if ROWS in attrs["dims"]:
-            place, lead = place.reshape(slot.size, -1), ()
+            natural: tuple[str, ...] = (ROWS,)
+            place = place.reshape(slot.size, -1)
         else:
-            lead = (slot.shape[0],)
-            place = place.reshape(*lead, math.prod(slot.shape[1:]), -1)
+            natural = (GROUP, EXPERT, CAPACITY)
+            place = place.reshape(slot.shape[0], math.prod(slot.shape[1:]), -1)
         number = jnp.arange(place.shape[-2], dtype=jnp.int32)[:, None]
         found = jnp.where(place > 0, number, place.shape[-2]).min(-2)
-        natural = (ROWS,) if not lead else (GROUP, EXPERT, CAPACITY)
         shaped = found.reshape(env.sizes.shape(natural))
         return align(shaped, natural, tuple(attrs["dims"]))
 

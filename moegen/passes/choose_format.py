@@ -39,7 +39,5 @@ def choose_format(program: Program, format: str, block: int = 1) -> Program:
       LoweringError: if the program cannot be stored that way, with the reason and the fix.
     """
     if format not in FORMATS:
-        raise LoweringError(
-            f'format "{format}" is unknown', fix=f"use one of {', '.join(FORMATS)}"
-        )
+        raise LoweringError(f'format "{format}" is unknown', fix=f"use one of {', '.join(FORMATS)}")
     return FORMATS[format](program, block)

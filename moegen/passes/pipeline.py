@@ -54,8 +54,8 @@ def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
     step("canonicalize", canonicalize)
     step("differentiate", lambda p: canonicalize(differentiate(p)))
     joint = step("shard", lambda p: shard(p, plan.mesh))
-    format, block = plan.choose(joint)
-    step("choose_format", lambda p: canonicalize(choose_format(p, format, block)))
+    chosen, block = plan.choose(joint)
+    step("choose_format", lambda p: canonicalize(choose_format(p, chosen, block)))
     step("fuse", fuse)
     step("select_kernels", lambda p: select_kernels(p, plan.decide))
     return stages

@@ -44,5 +44,3 @@ def select_kernels(program: Program, decide: Decide) -> Program:
         return keep(b, set_attrs(op, kernel=choice.kernel, tile=tile, source=choice.source))
 
     return rewrite(program, rule)
-
-

@@ -24,7 +24,9 @@ ALIASES = {"experts": EXPERT, "hidden": "F"}
 _GUARD = threading.local()
 
 
-def compile(router: Router, expert: Expert, schedule: Schedule | None = None) -> Layer:
+def compile(  # noqa: A001 - the field's word
+    router: Router, expert: Expert, schedule: Schedule | None = None
+) -> Layer:
     """Makes a layer of a router and an expert; programs are compiled at the first call.
 
     Args:
@@ -208,9 +210,7 @@ class Layer:
         return jax.vmap(lambda k: initialize(spec, k, shape, dtype))(keys)
 
 
-def _grouped(
-    params: Any, x: Any, inputs: dict[str, Any]
-) -> tuple[Any, Any, dict[str, Any], bool]:
+def _grouped(params: Any, x: Any, inputs: dict[str, Any]) -> tuple[Any, Any, dict[str, Any], bool]:
     """Adds the group dim where x has none."""
     inputs = {n: v for n, v in inputs.items() if v is not None}
     if len(x.shape) != 2:

@@ -1,12 +1,13 @@
 """Row moves as gathers: also backwards, so that nothing is ever scattered and added."""
 
-from __future__ import annotations
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 
-def queue_positions(expert, priority, num_experts):
+def queue_positions(expert: jax.Array, priority: jax.Array | None, num_experts: int) -> jax.Array:
     """Place of each choice i32[G, S, K] in its expert's queue: choice-major, by priority."""
     groups, tokens, choices = expert.shape
     if priority is not None:
@@ -21,7 +22,9 @@ def queue_positions(expert, priority, num_experts):
     return place
 
 
-def sorted_rows(expert, position, num_experts, capacity, block, rows):
+def sorted_rows(
+    expert: jax.Array, position: jax.Array, num_experts: int, capacity: int, block: int, rows: int
+) -> tuple[jax.Array, jax.Array]:
     """Row of each choice in a list sorted by expert (`rows`: none), and rows per expert.
 
     An expert's rows start at a multiple of `block`; groups follow each other within it.
@@ -35,7 +38,7 @@ def sorted_rows(expert, position, num_experts, capacity, block, rows):
     return jnp.where(hot.sum(axis=-1) > 0, row, rows), sizes
 
 
-def choice_in_slot(slot, slots):
+def choice_in_slot(slot: jax.Array, slots: int) -> jax.Array:
     """For slot numbers i32[G, A], the choice in each slot i32[G, slots]; A where empty."""
     groups, choices = slot.shape
     group = jnp.arange(groups)[:, None]
@@ -44,7 +47,9 @@ def choice_in_slot(slot, slots):
     return empty.at[group, slot].set(numbers, mode="drop", unique_indices=True)
 
 
-def tokens_in_slots(x, source, choices, weight=None):
+def tokens_in_slots(
+    x: jax.Array, source: jax.Array, choices: int, weight: jax.Array | None = None
+) -> jax.Array:
     """Rows of x[G, S, ...] for choice numbers [E, G, C] in a group, or [N] over all groups.
 
     Empty slots get 0. With a weight [G, S, K], rows are multiplied by their choice's.
@@ -64,7 +69,9 @@ def tokens_in_slots(x, source, choices, weight=None):
     return rows * scale.reshape(*scale.shape, *(1,) * (x.ndim - 2))
 
 
-def slot_rows(rows, slot, capacity=None):
+def slot_rows(
+    rows: jax.Array, slot: jax.Array, capacity: int | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Flattened rows, and where each choice's row is: out of range where it has none.
 
     rows: [E, G, C, ...] with slot = expert * C + place, or [N, ...] with slot = row.
@@ -78,20 +85,31 @@ def slot_rows(rows, slot, capacity=None):
     return rows.reshape(experts * groups * capacity, *rows.shape[3:]), at
 
 
-def slots_to_tokens(rows, slot, weight=None, capacity=None):
+def slots_to_tokens(
+    rows: jax.Array,
+    slot: jax.Array,
+    weight: jax.Array | None = None,
+    capacity: int | None = None,
+) -> jax.Array:
     """For each token [G, S, ...] the sum of its choices' rows, times their weights if given."""
     flat, at = slot_rows(rows, slot, capacity)
-    total = 0
+    parts = []
     for k in range(slot.shape[2]):
         part = flat.at[at[:, :, k]].get(mode="fill", fill_value=0)
         if weight is not None:
             scale = weight[:, :, k].astype(part.dtype)
             part = part * scale.reshape(*scale.shape, *(1,) * (part.ndim - 2))
-        total = total + part
-    return total
+        parts.append(part)
+    return functools.reduce(jnp.add, parts)
 
 
-def slots_times_tokens(rows, slot, x, dtype, capacity=None):
+def slots_times_tokens(
+    rows: jax.Array,
+    slot: jax.Array,
+    x: jax.Array,
+    dtype: jax.typing.DTypeLike,
+    capacity: int | None = None,
+) -> jax.Array:
     """For each choice [G, S, K], the inner product of its row with its token's x[G, S, ...]."""
     flat, at = slot_rows(rows, slot, capacity)
     axes = tuple(range(2, x.ndim))
@@ -102,16 +120,28 @@ def slots_times_tokens(rows, slot, x, dtype, capacity=None):
     return jnp.stack(products, axis=-1)
 
 
-def slot_masks(slot, experts, capacity, dtype, weight=None):
+def slot_masks(
+    slot: jax.Array,
+    experts: int,
+    capacity: int,
+    dtype: jax.typing.DTypeLike,
+    weight: jax.Array | None = None,
+) -> jax.Array:
     """One-hot places [G, S, E, C], summed over choices, each times its weight if given."""
-    total = 0
+    parts = []
     for k in range(slot.shape[2]):
         hot = jax.nn.one_hot(slot[:, :, k], experts * capacity, dtype=dtype)
-        total = total + (hot if weight is None else hot * weight[:, :, k, None].astype(dtype))
-    return total.reshape(*slot.shape[:2], experts, capacity)
+        parts.append(hot if weight is None else hot * weight[:, :, k, None].astype(dtype))
+    return functools.reduce(jnp.add, parts).reshape(*slot.shape[:2], experts, capacity)
 
 
-def group_draws(sample, key, stream, shape, dtype):
+def group_draws(
+    sample: Callable[..., jax.Array],
+    key: jax.Array,
+    stream: int,
+    shape: tuple[int, ...],
+    dtype: jax.typing.DTypeLike,
+) -> jax.Array:
     """Draws for [G, ...], each group from its own key: the same on any number of devices."""
     key = jax.random.fold_in(key, stream)
     keys = jax.vmap(lambda group: jax.random.fold_in(key, group))(jnp.arange(shape[0]))

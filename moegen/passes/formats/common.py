@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moegen.ir.builder import Builder
@@ -34,7 +34,7 @@ class Stored:
 def lower_routes(
     program: Program,
     assign: Callable[[Builder, Op], Stored],
-    lowerings: dict[str, Lowering],
+    lowerings: Mapping[str, Lowering],
     other: Callable[[Builder, Op], Sequence[Operand] | None],
 ) -> Program:
     """Replaces `assign` by tensors and each op that reads a route by its lowering."""

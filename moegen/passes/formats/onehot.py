@@ -50,5 +50,6 @@ def _affinity(b: Builder, op: Op, route: Stored) -> Sequence[Operand]:
 
 
 def _dtype(operand: Operand) -> str:
-    assert isinstance(operand, Value) and isinstance(operand.type, Tensor)
+    assert isinstance(operand, Value)
+    assert isinstance(operand.type, Tensor)
     return operand.type.dtype

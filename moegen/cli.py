@@ -1,0 +1,184 @@
+"""The `moegen` command: print a layer after each pass, emit its source, check a program."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moegen.dsl.declare import Declared, Expert, Router
+from moegen.errors import MoegenError, TraceError, did_you_mean
+from moegen.ir.parse import parse
+from moegen.ir.text import format_program
+from moegen.ir.verify import verify
+from moegen.passes.pipeline import STAGES
+from moegen.runtime.layer import ALIASES, compile
+from moegen.runtime.schedule import Schedule
+from moegen.runtime.stages import Lowered
+
+DEFAULT_DIMS = {"G": 2, "S": 16, "D": 8, "E": 4, "F": 32}
+EXIT_BAD_INPUT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; bad input is one line on stderr and exit code 2."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except MoegenError as error:
+        print(f"moegen: {type(error).__name__}: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"moegen: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+    except BrokenPipeError:
+        return 0
+    return EXIT_BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moegen", description="Look at what moegen makes of a router and an expert."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    show = commands.add_parser("print", help="print the program after one pass or after all")
+    _add_layer(show)
+    show.add_argument("--stage", choices=(*STAGES, "all"), default="all")
+    show.set_defaults(run=_print)
+
+    emit = commands.add_parser("emit", help="write the Python that runs, for jax alone")
+    _add_layer(emit)
+    emit.add_argument("-o", "--output", type=Path, help="file to write; default: print")
+    emit.set_defaults(run=_emit)
+
+    check = commands.add_parser("check", help="parse and verify a .moe file")
+    check.add_argument("file", type=Path)
+    check.set_defaults(run=_check)
+    return parser
+
+
+def _add_layer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("router", help="a router of moegen.routers, or FILE.py:NAME")
+    parser.add_argument(
+        "--expert", default="mlp", help="an expert of moegen.experts, or FILE.py:NAME"
+    )
+    parser.add_argument("--format", default="auto", help="auto, onehot, slots or sorted")
+    parser.add_argument("--target", help="cpu, tpu_v5e, h100, ...; default: this machine")
+    parser.add_argument(
+        "--dims", default="", metavar="S=16,E=4", help="sizes of dims; F is the hidden width"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="k=2", help="a setting of the router"
+    )
+    parser.add_argument("--deterministic", action="store_true", help="trace without a random key")
+
+
+def _print(args: argparse.Namespace) -> int:
+    lowered = _lower(args)
+    print(lowered.explain() if args.stage == "all" else lowered.as_text(args.stage), end="")
+    return 0
+
+
+def _emit(args: argparse.Namespace) -> int:
+    source = _lower(args).source()
+    if args.output is None:
+        print(source, end="")
+    else:
+        _write(args.output, source)
+        print(f"wrote {args.output}", file=sys.stderr)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    text = args.file.read_text(encoding="utf-8")
+    program = verify(parse(text, str(args.file)))
+    same = parse(format_program(program)) == program
+    assert same, "the printer and the parser disagree"
+    kind = "joint" if program.cotangents else "forward"
+    print(f"{args.file}: @{program.name}, {kind}, {len(program.ops)} ops: ok")
+    return 0
+
+
+def _lower(args: argparse.Namespace) -> Lowered:
+    import jax
+    import jax.numpy as jnp
+
+    router = _find(args.router, "moegen.routers", Router).bind(**_settings(args.set))
+    expert = _find(args.expert, "moegen.experts", Expert)
+    dims = DEFAULT_DIMS | _dims(args.dims)
+    layer = compile(router, expert, Schedule(format=args.format, target=args.target))
+    shape = tuple(dims.pop(d) for d in ("G", "S", "D"))
+    key = None if args.deterministic else jax.random.key(0)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return layer.lower(x, key=key, **dims)
+
+
+def _find(name: str, module: str, kind: type[Declared]) -> Any:
+    """A router or expert by name, or from a Python file."""
+    path, _, function = name.rpartition(":")
+    holder = _load(Path(path)) if path else importlib.import_module(module)
+    known = [n for n, v in vars(holder).items() if isinstance(v, kind)]
+    if function not in known:
+        raise TraceError(
+            f"no {kind.__name__.lower()} {function} in {path or module}"
+            f"{did_you_mean(function, known)}",
+            fix=f"use one of {', '.join(sorted(known)) or 'none'}, or FILE.py:NAME",
+        )
+    return getattr(holder, function)
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise TraceError(f"{path} is not a file", fix="give FILE.py:NAME")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise TraceError(f"{path} is not a Python file", fix="give FILE.py:NAME")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _dims(text: str) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for part in filter(None, text.replace(" ", ",").split(",")):
+        name, _, size = part.partition("=")
+        if not size.isdigit():
+            raise TraceError(f'--dims: "{part}" is not NAME=SIZE', fix="for example S=16,E=4")
+        sizes[ALIASES.get(name, name)] = int(size)
+    return sizes
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise TraceError(f'--set: "{pair}" is not NAME=VALUE', fix="for example k=2")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name] = value
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes to a temporary name beside the file, then renames it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())
