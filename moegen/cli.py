@@ -33,12 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except MoegenError as error:
-        print(f"moegen: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"moegen: {_message(error)}", file=sys.stderr)
     except OSError as error:
         print(f"moegen: {error.filename or ''}: {error.strerror}", file=sys.stderr)
     except BrokenPipeError:
         return 0
     return EXIT_BAD_INPUT
+
+
+def _message(error: MoegenError) -> str:
+    """One line for a bad command; the op and the author's line too for a bad program."""
+    if error.op or error.location:
+        return f"{type(error).__name__}: {error}"
+    return error.what + (f"; {error.fix}" if error.fix else "")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,7 +177,10 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _write(path: Path, text: str) -> None:
     """Writes to a temporary name beside the file, then renames it."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)

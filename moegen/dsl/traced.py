@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from types import FrameType
@@ -109,11 +110,25 @@ def operand(x: Any) -> Operand:
 def emit(name: str, *operands: Any, **attrs: Any) -> Any:
     """Records an op and returns its traced result, or a tuple of them."""
     tracing = current()
-    results = tracing.builder.emit(
-        name, *(operand(o) for o in operands), location=author_line(), **attrs
-    )
+    try:
+        results = tracing.builder.emit(
+            name, *(operand(o) for o in operands), location=author_line(), **attrs
+        )
+    except MoegenError as error:
+        error.op = error.op and _in_authors_names(error.op)
+        raise
     traced = tuple(wrap(r) for r in results)
     return traced[0] if len(traced) == 1 else traced
+
+
+def _in_authors_names(text: str) -> str:
+    """Rewrites %values as the author's local variables, as far as they are bound yet."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and is_internal(frame.f_code.co_filename):
+        frame = frame.f_back
+    held = frame.f_locals.items() if frame is not None else ()
+    names = {v.value.name: n for n, v in held if isinstance(v, Traced | TracedRoute)}
+    return re.sub(r"%(\w+)", lambda m: f"%{names.get(m[1], m[1])}", text)
 
 
 def wrap(value: Value) -> Any:
