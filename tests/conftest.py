@@ -19,3 +19,11 @@ from hypothesis import settings
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=20, database=None)
 settings.register_profile("nightly", deadline=None, max_examples=500, print_blob=True)
 settings.load_profile("ci")  # `pytest --hypothesis-profile=nightly` (make nightly) overrides it
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="write golden files and the README's generated blocks anew, to be read in the diff",
+    )
