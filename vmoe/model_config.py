@@ -148,6 +148,11 @@ def _validate_moe(moe: MoEConfig, depth: int) -> None:
         _at_least_one(f"moe.{name}", getattr(moe, name))
     _rate("moe.dropout", moe.dropout)
     _one_of("moe.format", moe.format, FORMATS)
+    if moe.format == "sorted" and moe.dropout:
+        raise ValueError(
+            f'moe.format="sorted" has no buffer slots for moe.dropout={moe.dropout} to draw for; '
+            'fix: moe.format="auto", or moe.dropout=0'
+        )
     outside = [i for i in moe.layers if not 0 <= i < depth]
     if outside:
         raise ValueError(

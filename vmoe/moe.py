@@ -10,31 +10,13 @@ import jax
 import jax.numpy as jnp
 
 import moegen
-from moegen import routers
+from moegen import experts, routers
 from vmoe.layers.mlp import init_mlp
 from vmoe.layers.params import Params, draw_kernel, lecun_normal, named_key
 from vmoe.model_config import MoEConfig, RouterConfig
 
 Aux = dict[str, jax.Array]
 """What a router reports, each with the group dim first: losses, load, dropped."""
-
-
-@moegen.expert
-def mlp_expert(
-    x: moegen.floating["C D"],
-    w1: moegen.floating["D F"],
-    b1: moegen.floating["F"],
-    w2: moegen.floating["F D"],
-    b2: moegen.floating["D"],
-    key: moegen.Key = None,
-    *,
-    dropout: float = 0.0,
-):
-    """The transformer's MLP, one expert's rows at a time; see `vmoe.layers.mlp`."""
-    rate = 0.0 if key is None else dropout
-    hidden = moegen.gelu(moegen.dot(x, w1, over="D") + b1)
-    output = moegen.dot(moegen.dropout(key, hidden, rate), w2, over="F") + b2
-    return moegen.dropout(key, output, rate)
 
 
 def init_moe(key: jax.Array, config: MoEConfig, width: int, mlp_dim: int) -> Params:
@@ -114,7 +96,7 @@ def compiled_layer(config: MoEConfig, train: bool) -> Any:
     """The moegen layer of a config: one object for all its blocks, so each shape compiles once."""
     return moegen.compile(
         bound_router(config.router, train),
-        mlp_expert.bind(dropout=config.dropout if train else 0.0),
+        experts.mlp.bind(dropout=config.dropout if train else 0.0),
         schedule=moegen.Schedule(format=config.format),
     )
 

@@ -1,13 +1,14 @@
 """The whole model: heads, positions, dtypes, determinism, masks, and the arguments' errors."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.vmoe.vectors import paths
+from tests.vmoe.vectors import paths, relative_error
 from vmoe.model import apply, features, init, parameter_count
 from vmoe.model_config import ModelConfig, MoEConfig, RouterConfig
 
@@ -120,6 +121,7 @@ def test_layers_draw_different_noise():
 
 @pytest.mark.parametrize("config", [DENSE, SPARSE], ids=["dense", "sparse"])
 def test_bf16_computes_near_f32_and_keeps_f32_parameters(config):
+    config = replace(config, depth=1, moe=config.moe and replace(config.moe, layers=(0,)))
     params = init(config, KEY, SHAPE)
     coarse = replace(config, dtype="bfloat16")
     assert {v.dtype for v in paths(init(coarse, KEY, SHAPE)).values()} == {np.dtype("float32")}
@@ -127,18 +129,22 @@ def test_bf16_computes_near_f32_and_keeps_f32_parameters(config):
     def loss(config, params):
         logits, metrics = apply(config, params, images(), train=True, key=KEY)
         assert logits.dtype == jnp.float32
-        return jnp.square(logits).mean() + sum(map(jnp.mean, jax.tree.leaves(metrics)))
+        return jnp.square(logits).mean() + sum(metrics.get("auxiliary_loss", jnp.zeros(1)))
 
-    a, b = (jax.value_and_grad(lambda p, c=c: loss(c, p))(params) for c in (config, coarse))
-    np.testing.assert_allclose(a[0], b[0], rtol=0.05)
-    assert {g.dtype for g in jax.tree.leaves(b[1])} == {np.dtype("float32")}
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(b[1]))
+    (fine, fine_grads), (rough, rough_grads) = (
+        jax.jit(jax.value_and_grad(partial(loss, c)))(params) for c in (config, coarse)
+    )
+    assert 0 < abs(rough - fine) < 0.02 * fine
+    for path, g in paths(rough_grads).items():
+        assert g.dtype == jnp.float32, path
+        assert np.isfinite(g).all(), path
+    head = "head/kernel"
+    assert relative_error(paths(rough_grads)[head], paths(fine_grads)[head]) < 0.05
 
 
 def test_padding_images_do_not_change_real_ones():
-    config = replace(
-        SPARSE, moe=replace(SPARSE.moe, group_images=4, router=RouterConfig(capacity_factor=0.5))
-    )
+    moe = replace(SPARSE.moe, group_images=4, router=RouterConfig(capacity_factor=0.1))
+    config = replace(SPARSE, head="gap", moe=moe)
     params, x = init(config, KEY, SHAPE), images(4)
     mask = jnp.array([False, True, True, False])
     other = jnp.where(mask[:, None, None, None], x, 10.0 * images(4, seed=9))

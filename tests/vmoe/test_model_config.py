@@ -57,6 +57,7 @@ def test_which_blocks_are_sparse():
         (with_moe(group_images=0), r"moe.group_images=0 must be"),
         (with_moe(dropout=2.0), r"moe.dropout=2.0 is no dropout rate"),
         (with_moe(format="slot"), r'moe.format="slot" is unknown; fix: did you mean "slots"'),
+        (with_moe(format="sorted", dropout=0.1), r'"sorted" has no .* fix: moe.format="auto"'),
         (with_router(name="noisy_topk"), r'did you mean "noisy_top_k"'),
         (with_router(k=9), r"k=9 is more than moe.num_experts=8; fix: pick k <= 8"),
         (with_router(k=0), r"moe.router.k=0 must be"),
