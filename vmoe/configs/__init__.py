@@ -1,0 +1,1 @@
+"""Configs that run: each file's docstring gives the command, the time and the expected score."""

@@ -1,0 +1,26 @@
+"""A small V-MoE on scikit-learn's handwritten digits."""
+
+from vmoe.config import CheckpointConfig, DataConfig, OptimConfig, ScheduleConfig, TrainConfig
+from vmoe.model_config import ModelConfig, MoEConfig, RouterConfig
+
+
+def get_config() -> TrainConfig:
+    """The run."""
+    router = RouterConfig(
+        k=1, capacity_factor=1.05, eval_capacity_factor=2.0, capacity_multiple_of=1
+    )
+    return TrainConfig(
+        workdir="runs/demo",
+        steps=1200,
+        log_every=100,
+        model=ModelConfig(
+            num_classes=10, patch_size=2, width=64, depth=4, mlp_dim=128, num_heads=4, head="gap",
+            moe=MoEConfig(num_experts=8, layers=(1, 3), group_images=8, router=router),
+        ),
+        data=DataConfig(name="digits", batch_size=64, eval_batch_size=120, max_shift=1),
+        optim=OptimConfig(
+            name="adam", lr=2e-3, clip_norm=1.0, weight_decay=((".*/kernel", 0.05),),
+            schedule=ScheduleConfig(name="warmup_cosine_decay", warmup_steps=50, end_value=1e-5),
+        ),
+        checkpoint=CheckpointConfig(every=200, keep=3),
+    )  # fmt: skip

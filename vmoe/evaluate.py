@@ -1,0 +1,110 @@
+"""What a model is worth on test images: accuracy, loss, and how its routers spread the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vmoe import model
+from vmoe.config import TrainConfig
+from vmoe.data.images import Images
+from vmoe.data.pipeline import evaluation_batches
+from vmoe.losses import LOSSES, targets
+from vmoe.model_config import ModelConfig
+
+FACTORS = (2.0, 1.0, 0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Results over a whole set of images.
+
+    Attributes:
+      images: how many.
+      accuracy: share classified right.
+      loss: mean loss per image, without auxiliary losses.
+      dropped: share of (token, choice) pairs without a place, over all MoE blocks; None: dense.
+      load: per MoE block, f64[E], the share of the kept pairs that each expert got.
+    """
+
+    images: int
+    accuracy: float
+    loss: float
+    dropped: float | None = None
+    load: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def scalars(self) -> dict[str, float]:
+        """The single numbers, by name."""
+        dropped = {} if self.dropped is None else {"dropped": self.dropped}
+        return {"accuracy": self.accuracy, "loss": self.loss} | dropped
+
+
+def evaluate(config: TrainConfig, params: Any, images: Images) -> Report:
+    """Runs the model on every image; images that fill up the last batch take no buffer places."""
+    totals: Any = None
+    for batch in evaluation_batches(images, config.data.eval_batch_size):
+        sums = jax.device_get(_batch_sums(config.model, config.loss, params, batch))
+        totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
+    count = float(totals["images"])
+    load = totals["load"]
+    pairs = len(load) * float(totals["pairs"])
+    return Report(
+        images=int(count),
+        accuracy=float(totals["right"]) / count,
+        loss=float(totals["loss"]) / count,
+        dropped=1.0 - sum(float(kept.sum()) for kept in load.values()) / pairs if load else None,
+        load={block: kept / max(float(kept.sum()), 1.0) for block, kept in load.items()},
+    )
+
+
+def with_capacity(config: TrainConfig, factor: float, batch_priority: bool) -> TrainConfig:
+    """The config of a sparse model, evaluated at another capacity factor."""
+    moe = config.model.moe
+    if moe is None:
+        raise ValueError("a dense model has no capacity; fix: give a config with model.moe")
+    router = replace(moe.router, eval_capacity_factor=factor, batch_priority=batch_priority)
+    return replace(config, model=replace(config.model, moe=replace(moe, router=router)))
+
+
+def capacity_sweep(
+    config: TrainConfig, params: Any, images: Images, factors: Iterable[float] = FACTORS
+) -> list[tuple[float, Report, Report]]:
+    """(factor, report in token order, report with batch priority) for each capacity factor."""
+    return [
+        (
+            factor,
+            evaluate(with_capacity(config, factor, False), params, images),
+            evaluate(with_capacity(config, factor, True), params, images),
+        )
+        for factor in factors
+    ]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _batch_sums(config: ModelConfig, loss: str, params: Any, batch: dict[str, jax.Array]) -> Any:
+    mask = batch["mask"]
+    logits, routing = model.apply(config, params, batch["images"], mask=mask)
+    losses = LOSSES[loss](logits, targets(batch["labels"], config.num_classes))
+    right = jnp.argmax(logits, axis=-1) == batch["labels"]
+    reports = {block: report for block, report in routing.items() if isinstance(report, dict)}
+    return {
+        "images": jnp.sum(mask),
+        "right": jnp.sum(right & mask),
+        "loss": jnp.sum(jnp.where(mask, losses, 0.0)),
+        "pairs": jnp.sum(mask) * _pairs_per_image(config, batch["images"].shape),
+        "load": {block: jnp.sum(report["load"], axis=0) for block, report in reports.items()},
+    }
+
+
+def _pairs_per_image(config: ModelConfig, shape: tuple[int, ...]) -> int:
+    """(token, choice) pairs that one image brings to one MoE block."""
+    if config.moe is None:
+        return 0
+    tokens = (shape[1] // config.patch_size) * (shape[2] // config.patch_size)
+    return (tokens + (config.head == "token")) * config.moe.router.k

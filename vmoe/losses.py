@@ -1,0 +1,39 @@
+"""Losses of a batch: cross-entropies per image, and what training minimises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def softmax_xent(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy of softmax(logits) per image; both arguments f32[B, classes], result f32[B]."""
+    return -jnp.sum(labels * jax.nn.log_softmax(logits), axis=-1)
+
+
+def sigmoid_xent(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Binary cross-entropy summed over the classes; both f32[B, classes], result f32[B]."""
+    positive, negative = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    return -jnp.sum(labels * positive + (1.0 - labels) * negative, axis=-1)
+
+
+LOSSES = {"softmax": softmax_xent, "sigmoid": sigmoid_xent}
+
+
+def targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:
+    """One-hot f32[B, classes] of labels i32[B], with a share `smoothing` spread evenly."""
+    one_hot = jax.nn.one_hot(labels, num_classes)
+    return one_hot * (1.0 - smoothing) + smoothing / num_classes
+
+
+def training_loss(main: jax.Array, metrics: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """mean(main) + mean(auxiliary_loss), and the second term; a dense model has none.
+
+    The auxiliary loss is summed over the MoE blocks, not divided by their number.
+
+    Source: arXiv:2106.05974, appendix A.
+    """
+    auxiliary = jnp.mean(metrics["auxiliary_loss"]) if metrics else jnp.zeros((), main.dtype)
+    return jnp.mean(main) + auxiliary, auxiliary

@@ -1,0 +1,126 @@
+"""The optimiser: one optax chain from gradients to updates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vmoe.config import OptimConfig
+from vmoe.schedules import make_schedule
+
+EXPERTS = re.compile(r"(^|/)Moe/Mlp/")
+"""Weights whose leading dim counts experts."""
+
+
+def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+    """Gradient scale -> clip -> adam, sgd or adafactor -> weight decay -> -lr -> frozen to 0.
+
+    A frozen weight's gradient still counts in the clipped norm.
+
+    Source: arXiv:2106.05974, appendix B.
+    """
+    schedule = make_schedule(config.schedule, config.lr, total_steps)
+    return optax.chain(
+        _scale_by_name(config.gradient_scale),
+        _clip(config),
+        _RULES[config.name](config),
+        _decay_by_name(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
+        _freeze(config),
+    )
+
+
+def named(tree: Any) -> Any:
+    """The tree with each leaf replaced by its path, such as "head/kernel"."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "/".join(_key(k) for k in path), tree)
+
+
+def first_match(pairs: Sequence[tuple[str, float]], path: str, default: float) -> float:
+    """The number beside the first pattern found in the path."""
+    return next((value for pattern, value in pairs if re.search(pattern, path)), default)
+
+
+def _clip(config: OptimConfig) -> optax.GradientTransformation:
+    norm, value = config.clip_norm, config.clip_value
+    return optax.chain(
+        optax.identity() if norm is None else optax.clip_by_global_norm(norm),
+        optax.identity() if value is None else optax.clip(value),
+    )
+
+
+def _adam(config: OptimConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype)
+
+
+def _sgd(config: OptimConfig) -> optax.GradientTransformation:
+    if not config.momentum:
+        return optax.identity()
+    return optax.trace(config.momentum, config.nesterov, jnp.dtype(config.momentum_dtype))
+
+
+def _adafactor(config: OptimConfig) -> optax.GradientTransformation:
+    """Adafactor without relative step size, its decay rate capped, momentum as a plain average.
+
+    Source: arXiv:1804.04235 with the changes of arXiv:2106.04560, section 3.4.
+    """
+
+    def decay_rate(step: jax.Array, exponent: float) -> jax.Array:
+        return jnp.minimum(config.max_decay_rate, 1.0 - (step + 1.0) ** -exponent)
+
+    factored = optax.scale_by_factored_rms(
+        min_dim_size_to_factor=config.min_dim_to_factor, decay_rate_fn=decay_rate
+    )
+    momentum = optax.ema(
+        config.momentum, debias=False, accumulator_dtype=jnp.dtype(config.momentum_dtype)
+    )
+    return optax.chain(_per_expert(factored), momentum if config.momentum else optax.identity())
+
+
+_RULES = {"adam": _adam, "sgd": _sgd, "adafactor": _adafactor}
+
+
+def _per_expert(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Treats each expert's weight as one of its own, so that no statistic mixes experts."""
+    batched = optax.GradientTransformation(jax.vmap(inner.init), jax.vmap(inner.update))
+    return optax.partition(
+        {"expert": batched, "other": inner},
+        lambda tree: jax.tree.map(
+            lambda p: "expert" if EXPERTS.search(p) else "other", named(tree)
+        ),
+    )
+
+
+def _scale_by_name(pairs: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    def scale(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda g, p: g * first_match(pairs, p, 1.0), updates, named(updates))
+
+    return optax.stateless(scale) if pairs else optax.identity()
+
+
+def _decay_by_name(pairs: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    def decay(updates: Any, params: Any) -> Any:
+        rates = jax.tree.map(lambda path: first_match(pairs, path, 0.0), named(params))
+        return jax.tree.map(lambda u, p, r: u + r * p if r else u, updates, params, rates)
+
+    return optax.stateless(decay) if pairs else optax.identity()
+
+
+def _freeze(config: OptimConfig) -> optax.GradientTransformation:
+    def is_frozen(path: str) -> bool:
+        chosen = not config.trainable or any(re.search(p, path) for p in config.trainable)
+        return not chosen or any(re.search(p, path) for p in config.frozen)
+
+    def freeze(updates: Any, params: Any) -> Any:
+        paths = named(updates)
+        return jax.tree.map(lambda u, p: jnp.zeros_like(u) if is_frozen(p) else u, updates, paths)
+
+    return optax.stateless(freeze) if config.trainable or config.frozen else optax.identity()
+
+
+def _key(key: Any) -> str:
+    return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))

@@ -1,0 +1,106 @@
+"""What training carries from step to step, and one step of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vmoe import model
+from vmoe.config import TrainConfig
+from vmoe.losses import LOSSES, targets, training_loss
+from vmoe.optim import make_optimizer
+from vmoe.schedules import make_schedule
+
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """Everything that a step reads and writes.
+
+    Attributes:
+      step: i32[], steps taken.
+      params: the model's weights.
+      opt_state: the optimiser's.
+      key: raw data, u32[...], of the key that every step derives its own from.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    key: jax.Array
+
+
+def init_state(config: TrainConfig, image_shape: tuple[int, int, int]) -> TrainState:
+    """The state before the first step, drawn from config.seed."""
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+
+    def draw() -> TrainState:
+        params = model.init(config.model, init_key, image_shape)
+        opt_state = make_optimizer(config.optim, config.steps).init(params)
+        return TrainState(
+            jnp.zeros((), jnp.int32), params, opt_state, jax.random.key_data(step_key)
+        )
+
+    return jax.jit(draw)()
+
+
+def make_train_step(
+    config: TrainConfig,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+    """The compiled step (state, batch) -> (next state, scalars f32[]). It consumes the state.
+
+    The key of step i is fold_in(key, i): it depends on nothing else, so that a run goes on from
+    a checkpoint bit for bit as it would have.
+    """
+    optimizer = make_optimizer(config.optim, config.steps)
+    schedule = make_schedule(config.optim.schedule, config.optim.lr, config.steps)
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        grad = jax.value_and_grad(lambda p: loss(config, p, batch, key), has_aux=True)
+        (_, metrics), gradients = grad(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
+        metrics |= gradient_norms(gradients)
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def loss(
+    config: TrainConfig, params: Any, batch: dict[str, jax.Array], key: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """The training loss of a batch, and what is reported of it."""
+    logits, routing = model.apply(config.model, params, batch["images"], key=key, train=True)
+    wanted = targets(batch["labels"], config.model.num_classes, config.label_smoothing)
+    main = LOSSES[config.loss](logits, wanted)
+    total, auxiliary = training_loss(main, routing)
+    metrics = {
+        "loss": total,
+        "main_loss": jnp.mean(main),
+        "accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["labels"]),
+    }
+    if routing:
+        metrics["auxiliary_loss"] = auxiliary
+    for block, report in routing.items():
+        if isinstance(report, dict):
+            metrics |= _block_scalars(block, report)
+    return total, metrics
+
+
+def gradient_norms(gradients: Any) -> Metrics:
+    """The norm of all gradients, and of each part's: embedding, every encoder block, head."""
+    parts = {name: part for name, part in gradients.items() if name != "Encoder"}
+    parts |= gradients.get("Encoder", {})
+    norms = {f"grad_norm/{name}": optax.global_norm(part) for name, part in parts.items()}
+    return {"grad_norm": optax.global_norm(gradients)} | norms
+
+
+def _block_scalars(block: str, report: dict[str, jax.Array]) -> Metrics:
+    wanted = ("importance_loss", "load_loss", "gshard_loss", "dropped")
+    return {f"{block}/{name}": jnp.mean(report[name]) for name in wanted if name in report}

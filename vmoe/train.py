@@ -1,0 +1,189 @@
+"""The training loop, to be read top to bottom: build, restore, step, report, evaluate, save."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, TextIO
+
+import jax
+
+from vmoe.checkpoint import Checkpoints
+from vmoe.config import TrainConfig
+from vmoe.data import pipeline
+from vmoe.data.images import Images
+from vmoe.errors import RunError, UserError
+from vmoe.evaluate import evaluate
+from vmoe.metrics import MetricWriter, Progress, first_not_finite
+from vmoe.state import TrainState, init_state, make_train_step
+from vmoe.workdir import open_workdir
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run.
+
+    Attributes:
+      state: after the last step.
+      test: the test images.
+      stopped_by: the signal that ended it early, or None.
+    """
+
+    state: TrainState
+    test: Images
+    stopped_by: int | None = None
+
+
+def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
+    """Trains in config.workdir, going on from the newest sound checkpoint there.
+
+    Raises:
+      UserError: settings, files or a workdir that cannot be used; nothing is written then.
+      RunError: a value that is not finite, or a checkpoint that cannot be written.
+    """
+    train_images, test_images = pipeline.load(config.data)
+    state = _new_state(config.validate(), train_images)
+    batches = pipeline.training_batches(train_images, config.data, config.seed)
+    workdir = open_workdir(config)
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+
+    start = 0
+    if restored := checkpoints.restore(state):
+        start, state = restored.step, TrainState(*restored.state)
+        batches.set_state(restored.data_position)
+        for reason in restored.refused:
+            print(f"{reason}: refused, using {checkpoints.path(start)}", file=sys.stderr)
+        print(f"resumed {workdir} at step {start}", file=out)
+
+    train_step = make_train_step(config)
+    progress = Progress(config.steps, config.data.batch_size, out, start)
+    log = Log(config, MetricWriter(workdir, start), progress, checkpoints)
+    saved = start
+    with Interrupt() as interrupt:
+        for step in range(start + 1, config.steps + 1):
+            state, metrics = train_step(state, next(batches))
+            log.add(step, metrics)
+            last = step == config.steps or interrupt.signal is not None
+            if last or step % config.log_every == 0:
+                log.flush()
+            if config.eval_every and step % config.eval_every == 0 and not last:
+                log.flush()
+                log.evaluation(step, evaluate(config, state.params, test_images).scalars())
+            if last or step % config.checkpoint.every == 0:
+                log.flush()  # raises before a state that is not finite could be saved
+                checkpoints.save(step, tuple(state), batches.get_state())
+                saved = step
+            if interrupt.signal is not None:
+                break
+    if saved == config.steps and start < config.steps:
+        log.evaluation(saved, evaluate(config, state.params, test_images).scalars())
+    log.close()
+    if interrupt.signal is not None and saved < config.steps:
+        print(f"stopped at step {saved}, saved; the same command goes on from there", file=out)
+        return Outcome(state, test_images, interrupt.signal)
+    return Outcome(state, test_images)
+
+
+class Log:
+    """Checks the metrics of every step, and writes and shows those of every log_every-th.
+
+    Steps wait on the device until `flush`, so that the loop does not stop for each.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        writer: MetricWriter,
+        progress: Progress,
+        checkpoints: Checkpoints,
+    ):
+        self._config, self._writer, self._progress = config, writer, progress
+        self._checkpoints = checkpoints
+        self._waiting: list[tuple[int, Any]] = []
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Takes the metrics of a step, which may still be under way."""
+        self._waiting.append((step, metrics))
+
+    def flush(self) -> None:
+        """Checks and writes what has been added.
+
+        Raises:
+          RunError: names the first step with a value that is not finite, and the values.
+        """
+        for step, metrics in self._waiting:
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            self._check(step, values)
+            if step % self._config.log_every == 0 or step == self._config.steps:
+                self._progress.show(step, values)
+                speed = {"images_per_second": self._progress.images_per_second}
+                self._writer.write(step, "train", values | speed)
+        self._waiting.clear()
+
+    def evaluation(self, step: int, values: dict[str, float]) -> None:
+        """Writes and shows the results on the test images."""
+        self._writer.write(step, "eval", values)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        self._progress.note(f"step {step}/{self._config.steps}  test  {shown}")
+
+    def close(self) -> None:
+        """Ends the files and the progress line."""
+        self._writer.close()
+        self._progress.close()
+
+    def _check(self, step: int, values: dict[str, float]) -> None:
+        bad = first_not_finite(values)
+        if not bad:
+            return
+        self.close()
+        steps = self._checkpoints.steps()
+        last = self._checkpoints.path(steps[-1]) if steps else "none yet"
+        raise RunError(
+            f"step {step}: {', '.join(bad)} not finite; last good checkpoint: {last}; "
+            "fix: a lower optim.lr, a longer warmup, or optim.clip_norm=1.0, in another workdir"
+        )
+
+
+class Interrupt:
+    """Notes SIGINT and SIGTERM, so that the step under way is finished and saved.
+
+    A second one ends the process as usual. Only the main thread may set signal handlers; in any
+    other, this does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        except ValueError:
+            pass
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+
+def _new_state(config: TrainConfig, images: Images) -> TrainState:
+    if images.num_classes > config.model.num_classes:
+        raise UserError(
+            f"model.num_classes={config.model.num_classes} is less than the "
+            f"{images.num_classes} classes of the data; fix: raise it"
+        )
+    try:
+        return init_state(config, images.shape)
+    except ValueError as error:
+        raise UserError(str(error)) from error
