@@ -37,12 +37,22 @@ class Tracing:
         self._outer = getattr(_STATE, "tracing", None)
         self._profile = sys.getprofile()
         _STATE.tracing = self
-        sys.setprofile(self._note_locals)
+        if self.may_profile:
+            sys.setprofile(self._note_locals)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.setprofile(self._profile)
+        if self.may_profile:
+            sys.setprofile(self._profile)
         _STATE.tracing = self._outer
+
+    @property
+    def may_profile(self) -> bool:
+        """A profiler written in C, such as cProfile, could not be put back afterwards.
+
+        Then values keep the names of their ops, which changes nothing else.
+        """
+        return self._profile is None or callable(self._profile)
 
     def _note_locals(self, frame: FrameType, event: str, arg: Any) -> None:
         """Remembers the author's names: on return, what each local variable holds."""
