@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vmoe.encoder import Inputs, encode, init_blocks
+from vmoe.errors import UserError
 from vmoe.layers.dense import dense, init_dense
 from vmoe.layers.dropout import dropout
 from vmoe.layers.heads import init_classifier, init_map_head, pool, representation
@@ -29,7 +30,7 @@ def init(config: ModelConfig, key: jax.Array, image_shape: Sequence[int]) -> Par
       image_shape: (height, width, channels).
 
     Raises:
-      ValueError: if the config does not hold together, or the image is no whole patches.
+      UserError: if the config does not hold together, or the image is no whole patches.
 
     Source: arXiv:2106.05974, appendix; experts are drawn with different seeds (`init_moe`).
     """
@@ -99,7 +100,7 @@ def apply(
       block's report under its name; {} for a dense model.
 
     Raises:
-      ValueError: names the argument that does not fit, and the fix.
+      UserError: names the argument that does not fit, and the fix.
     """
     x, metrics = features(
         config, params, images, key=key, train=train, mask=mask, moe_inputs=moe_inputs
@@ -166,23 +167,23 @@ def _check_arguments(
     moe_inputs: Sequence[Inputs] | None,
 ) -> None:
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
+        raise UserError(
             f"images are {images.dtype}{list(images.shape)}; "
             "fix: give floating [batch, height, width, channels]"
         )
     if mask is not None and (mask.shape != images.shape[:1] or mask.dtype != bool):
-        raise ValueError(
+        raise UserError(
             f"mask is {mask.dtype}{list(mask.shape)}; "
             f"fix: give bool[{images.shape[0]}], one per image"
         )
     blocks = len(config.moe.layers) if config.moe else 0
     if moe_inputs is not None and len(moe_inputs) != blocks:
-        raise ValueError(
+        raise UserError(
             f"moe_inputs has {len(moe_inputs)} entries for {blocks} MoE blocks; "
             "fix: give one dict per MoE block, in call order"
         )
     if train and key is None and _draws(config, moe_inputs):
-        raise ValueError("train=True draws dropout and routing noise; fix: give key=")
+        raise UserError("train=True draws dropout and routing noise; fix: give key=")
 
 
 def _draws(config: ModelConfig, moe_inputs: Sequence[Inputs] | None) -> bool:

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from vmoe.errors import UserError
+
 HEADS = ("token", "gap", "map")
 POSITIONS = ("learned", "sincos2d", "none")
 DTYPES = ("float32", "bfloat16")
@@ -110,7 +112,7 @@ class ModelConfig:
         do not fit together yet.
 
         Raises:
-          ValueError: names the field, the mismatch and the fix.
+          UserError: names the field, the mismatch and the fix.
         """
         for name in ("num_classes", "patch_size", "width", "depth", "mlp_dim", "num_heads"):
             _at_least_one(name, getattr(self, name))
@@ -132,12 +134,12 @@ class ModelConfig:
 
 def _divides(config: ModelConfig) -> None:
     if config.width % config.num_heads:
-        raise ValueError(
+        raise UserError(
             f"width={config.width} is not a multiple of num_heads={config.num_heads}; "
             f"fix: for example width={-(-config.width // config.num_heads) * config.num_heads}"
         )
     if config.position == "sincos2d" and (config.width % 4 or config.width < 8):
-        raise ValueError(
+        raise UserError(
             f'position="sincos2d" needs a width that is a multiple of 4 and at least 8, not '
             f'{config.width}; fix: change width, or position="learned"'
         )
@@ -149,18 +151,22 @@ def _validate_moe(moe: MoEConfig, depth: int) -> None:
     _rate("moe.dropout", moe.dropout)
     _one_of("moe.format", moe.format, FORMATS)
     if moe.format == "sorted" and moe.dropout:
-        raise ValueError(
+        raise UserError(
             f'moe.format="sorted" has no buffer slots for moe.dropout={moe.dropout} to draw for; '
             'fix: moe.format="auto", or moe.dropout=0'
         )
+    if not isinstance(moe.layers, tuple) or not all(type(i) is int for i in moe.layers):
+        raise UserError(
+            f"moe.layers={moe.layers!r} is no tuple of block numbers; fix: for example (1, 3)"
+        )
     outside = [i for i in moe.layers if not 0 <= i < depth]
     if outside:
-        raise ValueError(
+        raise UserError(
             f"moe.layers has block {outside[0]}, but depth={depth} has blocks 0 to {depth - 1}; "
             "fix: count blocks from 0"
         )
     if not moe.layers or len(set(moe.layers)) != len(moe.layers):
-        raise ValueError(
+        raise UserError(
             f"moe.layers={moe.layers} must name at least one block, and each block once; "
             "fix: moe=None gives a dense model"
         )
@@ -171,17 +177,17 @@ def _validate_router(router: RouterConfig, num_experts: int) -> None:
     _one_of("moe.router.name", router.name, ROUTERS)
     _at_least_one("moe.router.k", router.k)
     if router.k > num_experts:
-        raise ValueError(
+        raise UserError(
             f"moe.router.k={router.k} is more than moe.num_experts={num_experts}; "
             f"fix: pick k <= {num_experts}"
         )
     for name in ("capacity_factor", "eval_capacity_factor"):
         factor = getattr(router, name)
         if factor is not None and not factor > 0:
-            raise ValueError(f"moe.router.{name}={factor} must be positive; fix: 1.0 is even load")
+            raise UserError(f"moe.router.{name}={factor} must be positive; fix: 1.0 is even load")
     for name in ("noise_std", "capacity_multiple_of", *_LOSS_WEIGHTS):
         if not getattr(router, name) >= 0:
-            raise ValueError(
+            raise UserError(
                 f"moe.router.{name}={getattr(router, name)} is negative; fix: 0 turns it off"
             )
 
@@ -191,12 +197,12 @@ _LOSS_WEIGHTS = ("importance_loss_weight", "load_loss_weight", "gshard_loss_weig
 
 def _at_least_one(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number; fix: give 1 or more")
+        raise UserError(f"{name}={value!r} must be a whole number; fix: give 1 or more")
 
 
 def _rate(name: str, value: float) -> None:
     if not 0 <= value < 1:
-        raise ValueError(f"{name}={value} is no dropout rate; fix: 0 <= {name} < 1")
+        raise UserError(f"{name}={value} is no dropout rate; fix: 0 <= {name} < 1")
 
 
 def _one_of(name: str, value: str, known: Iterable[str]) -> None:
@@ -204,4 +210,4 @@ def _one_of(name: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         close = difflib.get_close_matches(str(value), known, n=1)
         hint = f'did you mean "{close[0]}"? ' if close else ""
-        raise ValueError(f'{name}="{value}" is unknown; fix: {hint}use one of {", ".join(known)}')
+        raise UserError(f'{name}="{value}" is unknown; fix: {hint}use one of {", ".join(known)}')

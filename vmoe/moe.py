@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 import moegen
 from moegen import experts, routers
+from vmoe.errors import UserError
 from vmoe.layers.mlp import init_mlp
 from vmoe.layers.params import Params, draw_kernel, lecun_normal, named_key
 from vmoe.model_config import MoEConfig, RouterConfig
@@ -59,7 +60,7 @@ def moe_block(
       y [B, T, D] (0 for tokens without a place), and the router's report per group.
 
     Raises:
-      ValueError: if the batch is not a whole number of groups.
+      UserError: if the batch is not a whole number of groups.
     """
     batch, tokens, width = x.shape
     groups = group_count(batch, config.group_images)
@@ -79,11 +80,11 @@ def group_count(batch: int, group_images: int) -> int:
     """Routing groups in a batch.
 
     Raises:
-      ValueError: if the batch is not a whole number of groups.
+      UserError: if the batch is not a whole number of groups.
     """
     if batch == 0 or batch % group_images:
         padded = max(1, -(-batch // group_images)) * group_images
-        raise ValueError(
+        raise UserError(
             f"a batch of {batch} images is not a whole number of groups of "
             f"moe.group_images={group_images}; fix: pad it to {padded} images with mask=False for "
             f"the padding, or choose a group_images that divides {batch}"

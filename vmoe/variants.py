@@ -7,6 +7,7 @@ import difflib
 import re
 from typing import Any, NamedTuple
 
+from vmoe.errors import UserError
 from vmoe.model_config import ModelConfig, MoEConfig
 
 
@@ -60,18 +61,18 @@ def moe_layers(placement: str, depth: int) -> tuple[int, ...]:
     """The MoE blocks of "every-2", "last-5" (odd blocks) or "final-6" (consecutive blocks).
 
     Raises:
-      ValueError: if the placement is unknown or needs more blocks than there are.
+      UserError: if the placement is unknown or needs more blocks than there are.
     """
     kind, _, number = placement.partition("-")
     n = int(number) if number.isdecimal() else 0
     if kind not in PLACEMENTS or n < 1:
-        raise ValueError(
+        raise UserError(
             f'placement "{placement}" is unknown; fix: use every-n, last-n (the last n odd '
             'blocks) or final-n (the last n blocks), for example "last-2"'
         )
     layers = PLACEMENTS[kind](n, depth)
     if not layers or (kind != "every" and len(layers) < n):
-        raise ValueError(
+        raise UserError(
             f'placement "{placement}" needs more blocks than depth={depth} has; fix: a smaller n'
         )
     return layers
@@ -96,7 +97,7 @@ def variant(
       **changes: other fields of ModelConfig.
 
     Raises:
-      ValueError: if a name or placement is unknown, or a placement is given to a dense model.
+      UserError: if a name or placement is unknown, or a placement is given to a dense model.
 
     Source: arXiv:2106.05974. The representation layer has the model's width; 15B has none.
     """
@@ -120,7 +121,7 @@ def _moe(
 ) -> MoEConfig | None:
     if family == "ViT":
         if placement is not None or moe is not None:
-            raise ValueError(f'{name} is dense and has no MoE blocks; fix: use "V-MoE" for "ViT"')
+            raise UserError(f'{name} is dense and has no MoE blocks; fix: use "V-MoE" for "ViT"')
         return None
     layers = moe_layers(placement or "every-2", depth)
     return dataclasses.replace(moe or MoEConfig(num_experts=32), layers=layers)
@@ -136,4 +137,4 @@ def _parse(name: str) -> tuple[str, str, int]:
             return family, size, int(patch or patches[0])
     close = difflib.get_close_matches(name, NAMES, n=1)
     hint = f'did you mean "{close[0]}"? ' if close else ""
-    raise ValueError(f'model "{name}" is unknown; fix: {hint}use one of {", ".join(NAMES)}')
+    raise UserError(f'model "{name}" is unknown; fix: {hint}use one of {", ".join(NAMES)}')

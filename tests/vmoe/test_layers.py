@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.vmoe.vectors import DATA, load, paths, relative_error, tree
+from vmoe.errors import UserError
 from vmoe.layers.attention import attention, init_attention
 from vmoe.layers.dense import dense, init_dense
 from vmoe.layers.dropout import dropout
@@ -178,14 +179,14 @@ def test_patches_are_the_strided_convolution():
 
 
 def test_an_image_of_broken_patches_names_the_nearest_size():
-    with pytest.raises(ValueError, match=r"30 x 28 pixels .* 7 x 7 patches; fix: .* 28 x 28"):
+    with pytest.raises(UserError, match=r"30 x 28 pixels .* 7 x 7 patches; fix: .* 28 x 28"):
         patch_grid(30, 28, 7)
     assert patch_grid(28, 35, 7) == (4, 5)
 
 
 def test_channels_must_be_those_of_init():
     params = init_patch_embedding(KEY, 4, 3, 8)
-    with pytest.raises(ValueError, match=r"1 channels, the model was initialised for 3; fix"):
+    with pytest.raises(UserError, match=r"1 channels, the model was initialised for 3; fix"):
         patch_embedding(params, normal(2, 8, 8, 1))
 
 
@@ -194,7 +195,7 @@ def test_learned_positions_must_fit():
     np.testing.assert_array_equal(
         learned_positions(params, jnp.zeros((2, 5, 8)))[1], params["pos_embedding"][0]
     )
-    with pytest.raises(ValueError, match=r"gives 6 tokens, the position embedding has 5; fix"):
+    with pytest.raises(UserError, match=r"gives 6 tokens, the position embedding has 5; fix"):
         learned_positions(params, jnp.zeros((2, 6, 8)))
 
 

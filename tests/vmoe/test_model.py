@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.vmoe.vectors import paths, relative_error
+from vmoe.errors import UserError
 from vmoe.model import apply, features, init, parameter_count
 from vmoe.model_config import ModelConfig, MoEConfig, RouterConfig
 
@@ -185,14 +186,14 @@ def test_parameter_count_is_the_sum_over_the_tree():
 def test_an_argument_that_does_not_fit(arguments, message):
     params = init(SPARSE, KEY, SHAPE)
     batch = arguments.pop("images", images())
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         apply(SPARSE, params, batch, **arguments)
 
 
 def test_init_refuses_a_broken_config_and_image():
-    with pytest.raises(ValueError, match=r"width=16 is not a multiple of num_heads=3"):
+    with pytest.raises(UserError, match=r"width=16 is not a multiple of num_heads=3"):
         init(replace(DENSE, num_heads=3), KEY, SHAPE)
-    with pytest.raises(ValueError, match=r"not a whole number of 4 x 4 patches"):
+    with pytest.raises(UserError, match=r"not a whole number of 4 x 4 patches"):
         init(DENSE, KEY, (9, 8, 3))
-    with pytest.raises(ValueError, match=r"not a whole number of 4 x 4 patches"):
+    with pytest.raises(UserError, match=r"not a whole number of 4 x 4 patches"):
         init(DENSE, KEY, (0, 0, 3))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from vmoe.errors import UserError
 from vmoe.model_config import ModelConfig, MoEConfig, RouterConfig
 
 GOOD = ModelConfig(moe=MoEConfig())
@@ -51,6 +52,8 @@ def test_which_blocks_are_sparse():
         ),
         (with_moe(layers=(1, 4)), r"moe.layers has block 4, but depth=4 has blocks 0 to 3"),
         (with_moe(layers=(-1,)), r"moe.layers has block -1"),
+        (with_moe(layers=[1]), r"moe.layers=\[1\] is no tuple of block numbers; fix: .*\(1, 3\)"),
+        (with_moe(layers=("1",)), r"is no tuple of block numbers"),
         (with_moe(layers=()), r"at least one block, .*fix: moe=None"),
         (with_moe(layers=(1, 1)), r"each block once"),
         (with_moe(num_experts=0), r"moe.num_experts=0 must be"),
@@ -69,5 +72,5 @@ def test_which_blocks_are_sparse():
     ],
 )
 def test_a_broken_rule_names_the_field_and_the_fix(config, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         config.validate()

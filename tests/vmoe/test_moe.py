@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import moegen
+from vmoe.errors import UserError
 from vmoe.layers.mlp import mlp
 from vmoe.model_config import MoEConfig, RouterConfig
 from vmoe.moe import compiled_layer, group_count, init_moe, moe_block
@@ -58,9 +60,9 @@ def test_groups_route_independently():
 
 
 def test_a_broken_group_says_what_to_do():
-    with pytest.raises(ValueError, match=r"batch of 5 images .*=2; fix: pad it to 6 images"):
+    with pytest.raises(UserError, match=r"batch of 5 images .*=2; fix: pad it to 6 images"):
         moe_block(CONFIG, PARAMS, images(5))
-    with pytest.raises(ValueError, match=r"batch of 0 images .* pad it to 8"):
+    with pytest.raises(UserError, match=r"batch of 0 images .* pad it to 8"):
         group_count(0, 8)
     assert group_count(16, 8) == 2
 
@@ -199,6 +201,16 @@ def test_bf16_experts_with_an_f32_router(form):
 def test_a_config_has_one_layer_for_all_its_blocks():
     assert compiled_layer(CONFIG, True) is compiled_layer(replace(CONFIG), True)
     assert compiled_layer(CONFIG, True) is not compiled_layer(CONFIG, False)
+
+
+def test_a_second_block_of_the_same_shape_compiles_nothing():
+    config = replace(CONFIG, num_experts=3)
+    first, second = (init_moe(jax.random.key(seed), config, WIDTH, HIDDEN) for seed in (0, 1))
+    with pytest.raises(moegen.errors.RecompileError), moegen.no_recompile():
+        moe_block(config, first, images(2))
+    moe_block(config, first, images(2))
+    with moegen.no_recompile():
+        moe_block(config, second, images(2))
 
 
 def test_gradients_reach_router_experts_and_tokens_inside_jit():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from vmoe.errors import UserError
 from vmoe.model_config import MoEConfig, RouterConfig
 from vmoe.variants import NAMES, every, final, last, moe_layers, variant
 
@@ -22,13 +23,13 @@ def test_placement_by_name():
 
 @pytest.mark.parametrize("placement", ["", "last", "last-0", "last--1", "lest-2", "last-x"])
 def test_an_unknown_placement_says_what_is_known(placement):
-    with pytest.raises(ValueError, match=r"unknown; fix: use every-n, last-n"):
+    with pytest.raises(UserError, match=r"unknown; fix: use every-n, last-n"):
         moe_layers(placement, 8)
 
 
 @pytest.mark.parametrize("placement", ["last-5", "final-9", "every-9"])
 def test_a_placement_larger_than_the_model(placement):
-    with pytest.raises(ValueError, match=r"needs more blocks than depth=8"):
+    with pytest.raises(UserError, match=r"needs more blocks than depth=8"):
         moe_layers(placement, 8)
 
 
@@ -60,15 +61,15 @@ def test_experts_and_other_fields_can_be_changed():
     [("V-MoE-S32", "V-MoE-S/32"), ("VMoE-B/16", "V-MoE-B/16"), ("ViT-G/14", "ViT-H/14")],
 )
 def test_an_unknown_name_gets_the_nearest_real_one(name, nearest):
-    with pytest.raises(ValueError, match=f'unknown; fix: did you mean "{nearest}"'):
+    with pytest.raises(UserError, match=f'unknown; fix: did you mean "{nearest}"'):
         variant(name)
 
 
 def test_a_size_with_two_patches_must_name_one():
-    with pytest.raises(ValueError, match="unknown; fix:"):
+    with pytest.raises(UserError, match="unknown; fix:"):
         variant("ViT-B")
 
 
 def test_a_dense_model_takes_no_placement():
-    with pytest.raises(ValueError, match=r'ViT-S/32 is dense .* use "V-MoE"'):
+    with pytest.raises(UserError, match=r'ViT-S/32 is dense .* use "V-MoE"'):
         variant("ViT-S/32", "last-2")

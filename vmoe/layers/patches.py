@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 
+from vmoe.errors import UserError
 from vmoe.layers.dense import dense, init_dense
 from vmoe.layers.params import Params, lecun_normal
 
@@ -17,11 +18,11 @@ def patch_grid(height: int, width: int, patch: int) -> tuple[int, int]:
     """Rows and columns of patches in an image.
 
     Raises:
-      ValueError: if the image is not a whole number of patches.
+      UserError: if the image is not a whole number of patches.
     """
     if height % patch or width % patch or not height or not width:
         nearest = " x ".join(str(max(patch, round(n / patch) * patch)) for n in (height, width))
-        raise ValueError(
+        raise UserError(
             f"an image of {height} x {width} pixels is not a whole number of {patch} x {patch} "
             f"patches; fix: resize it, for example to {nearest}, or change patch_size"
         )
@@ -32,14 +33,14 @@ def patch_embedding(params: Params, images: jax.Array) -> jax.Array:
     """Maps images [B, H, W, channels] to [B, H/patch, W/patch, width] in the images' dtype.
 
     Raises:
-      ValueError: if the image does not fit the kernel.
+      UserError: if the image does not fit the kernel.
 
     Source: arXiv:2010.11929, section 3.1.
     """
     batch, height, width, channels = images.shape
     patch, _, expected, _ = params["kernel"].shape
     if channels != expected:
-        raise ValueError(
+        raise UserError(
             f"images have {channels} channels, the model was initialised for {expected}; "
             "fix: give init the image_shape that apply sees"
         )

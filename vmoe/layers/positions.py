@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from vmoe.errors import UserError
 from vmoe.layers.params import Params
 
 TEMPERATURE = 10_000.0
@@ -19,11 +20,11 @@ def learned_positions(params: Params, x: jax.Array) -> jax.Array:
     """Adds the embedding to tokens x [B, T, D], the class token included.
 
     Raises:
-      ValueError: if the parameters are for another number of tokens.
+      UserError: if the parameters are for another number of tokens.
     """
     table = params["pos_embedding"]
     if table.shape[1:] != x.shape[1:]:
-        raise ValueError(
+        raise UserError(
             f"the image gives {x.shape[1]} tokens, the position embedding has {table.shape[1]}; "
             "fix: use the image size given to init"
         )
