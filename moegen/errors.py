@@ -115,5 +115,6 @@ class RecompileError(MoegenError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns ' (did you mean "x"?)' for the nearest known name, or ''."""
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f' (did you mean "{close[0]}"?)' if close else ""
+    by_case = {k.casefold(): k for k in sorted(known)}
+    close = difflib.get_close_matches(name.casefold(), by_case, n=1)
+    return f' (did you mean "{by_case[close[0]]}"?)' if close else ""

@@ -152,9 +152,8 @@ def dims_of(value: Value) -> tuple[str, ...]:
 
 def literal(value: Literal) -> str:
     """A number as Python source."""
-    if isinstance(value.value, float) and value.value in (float("inf"), float("-inf")):
-        return "jnp.inf" if value.value > 0 else "-jnp.inf"
-    return repr(value.value)
+    text = repr(value.value)
+    return {"inf": "jnp.inf", "-inf": "-jnp.inf", "nan": "jnp.nan"}.get(text, text)
 
 
 def aligned(name: str, have: tuple[str, ...], want: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ from moegen.backends.expressions import (
 from moegen.backends.source import Emitter, Template, aligned, dims_of
 from moegen.errors import LoweringError
 from moegen.ir.program import Op, Value
-from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, Tensor
+from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, TOKEN, Tensor
 from moegen.kernels import activations
 from moegen.kernels.grouped_dot import blocks, ragged
 from moegen.kernels.rows import gather
@@ -64,7 +64,10 @@ def _axis(value: Value, over: Any) -> str:
 def _reduction(call: str) -> Template:
     def write(e: Emitter, op: Op) -> list[str]:
         (x,) = op.inputs
-        return _set(e, op, f"{call}({e.name(x)}, axis={_axis(x, op.attr['over'])})")
+        # jax.numpy widens sums of short integers; the type rule does not.
+        short = op.name == "sum" and getattr(x.type, "dtype", "") in ("i8", "u8")
+        dtype = f", dtype={tensor_dtype(x)}" if short else ""
+        return _set(e, op, f"{call}({e.name(x)}, axis={_axis(x, op.attr['over'])}{dtype})")
 
     return write
 
@@ -110,6 +113,12 @@ def _iota(e: Emitter, op: Op) -> list[str]:
 def _broadcast(e: Emitter, op: Op) -> list[str]:
     dims = op.attr["dims"]
     return _set(e, op, f"jnp.broadcast_to({e.aligned(op.inputs[0], dims)}, {e.shape(dims)})")
+
+
+@template("merge")
+@template("split")
+def _reshape(e: Emitter, op: Op) -> list[str]:
+    return _set(e, op, f"{e.name(op.inputs[0])}.reshape({', '.join(dims_of(op.result))})")
 
 
 @template("one_hot")
@@ -276,6 +285,19 @@ def _take_tokens(e: Emitter, op: Op) -> list[str]:
         raise LoweringError(f"take_tokens: source is {op.inputs[1].type}, not over {SLOTS}")
     args = ", ".join([x, source, CHOICE, *weight])
     return _set(e, op, f"{e.use(gather.tokens_in_slots)}({args})")
+
+
+@template("item_slots")
+def _item_slots(e: Emitter, op: Op) -> list[str]:
+    return _set(e, op, f"{e.use(gather.slots_of_items)}({e.name(op.inputs[0])}, {TOKEN})")
+
+
+@template("take_items")
+def _take_items(e: Emitter, op: Op) -> list[str]:
+    x, token = (e.name(v) for v in op.inputs)
+    made = f"{e.use(gather.items_in_slots)}({x}, {token})"
+    own = dims_of(op.result)[3:]
+    return _set(e, op, aligned(made, (*SLOTS, *own), dims_of(op.result)))
 
 
 def _rows_first(e: Emitter, rows: Value) -> tuple[str, str]:

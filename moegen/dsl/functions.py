@@ -78,7 +78,8 @@ def dot(a: Traced, b: Traced, *, over: Dims) -> Traced:
     """
     names = visible(dims_tuple(over))
     natural = tuple(d for d in dict.fromkeys((*a.type.dims, *b.type.dims)) if d not in names)
-    lead = (*current().hidden, TOKEN, CAPACITY)
+    hidden = current().hidden
+    lead = (*hidden, CAPACITY if EXPERT in hidden else TOKEN)
     out = (*(d for d in lead if d in natural), *(d for d in natural if d not in lead))
     return emit("dot", a, b, over=names, out=None if out == natural else out)  # type: ignore[no-any-return]
 
@@ -285,6 +286,43 @@ def assign(
         capacity = size(TOKEN) * (1 if distinct else size(CHOICE))
     ordered = () if priority is None else (priority,)
     return emit("assign", weight, expert, *ordered, capacity=capacity)  # type: ignore[no-any-return]
+
+
+def assign_items(token: Traced, weight: Traced) -> TracedRoute:
+    """Expert choice: each expert's slots take the tokens they name.
+
+    Args:
+      token: i32[E, C], as from `mg.top_k(gates, capacity, over="S", dim="C")`.
+      weight: [E, C], the weight of each slot's row in the output of its token.
+
+    Source: arXiv:2202.09368.
+    """
+    return emit("assign_items", weight, token)  # type: ignore[no-any-return]
+
+
+def soft_route(dispatch: Traced, combine: Traced) -> TracedRoute:
+    """Soft routing: every slot reads a mix of all tokens, every token one of all slots.
+
+    Args:
+      dispatch: [S, E, C], the weight of each token in each slot.
+      combine: [S, E, C], the weight of each slot in each token.
+
+    Source: arXiv:2308.00951.
+    """
+    into, out = emit("dense_route", dispatch), emit("dense_route", combine)
+    return TracedRoute(out.value, dispatch=into.value)
+
+
+def merge(x: Traced, dims: Dims, into: str) -> Traced:
+    """Makes adjacent dims one; the last of them runs fastest."""
+    return emit("merge", x, dims=visible(dims_tuple(dims)), into=into)  # type: ignore[no-any-return]
+
+
+def split(x: Traced, dim: str, **into: int) -> Traced:
+    """Makes one dim several: `split(gates, "E", H=4, Q=8)`; the last runs fastest."""
+    for name, length in into.items():
+        current().builder.dims.define(name, length)
+    return emit("split", x, dim=dim, into=visible(tuple(into)))  # type: ignore[no-any-return]
 
 
 def kept(route: TracedRoute) -> Traced:

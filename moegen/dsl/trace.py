@@ -74,7 +74,9 @@ class _LayerTrace:
             tracing.hidden = (GROUP,)
             route, outputs = _unpack(self.router, self.router(*router_args))
             x, where = self.values[0], self.expert.location
-            rows = self.builder.one("dispatch", route.value, x, hint="xe", location=where)
+            soft = {} if route.dispatch is None else {"weighted": True}
+            path = route.dispatch or route.value
+            rows = self.builder.one("dispatch", path, x, hint="xe", location=where, **soft)
             tracing.hidden = (GROUP, EXPERT)
             y_rows = self.expert(wrap(rows), *expert_args)
             _check_rows(self.expert, y_rows)

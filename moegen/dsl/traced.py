@@ -173,10 +173,15 @@ class TracedKey:
 
 
 class TracedRoute:
-    """A routing decision while tracing; return it from the router."""
+    """A routing decision while tracing; return it from the router.
 
-    def __init__(self, value: Value):
+    `dispatch` is the route that brings tokens to slots where it is another one: in soft
+    routing, tokens are mixed by weights of their own.
+    """
+
+    def __init__(self, value: Value, dispatch: Value | None = None):
         self.value = value
+        self.dispatch = dispatch
 
 
 class Traced:
@@ -225,6 +230,9 @@ class Traced:
 
     def __rtruediv__(self, other: Any) -> Any:
         return emit("div", other, self)
+
+    def __mod__(self, other: Any) -> Any:
+        return emit("mod", self, other)
 
     def __neg__(self) -> Any:
         return emit("neg", self)

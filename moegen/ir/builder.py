@@ -104,13 +104,14 @@ def infer_types(
     try:
         definition = registry.lookup(name)
         given = (o.type if isinstance(o, Value) else o for o in operands)
-        return tuple(definition.infer(dims, *given, **dict(attrs)))
+        return tuple(definition.types(dims, *given, **dict(attrs)))
     except MoegenError as error:
         error.what = error.what if error.op else f"{name}: {error.what}"
         raise error.located(format_call(name, operands, attrs), location) from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError) as error:
+        why = f"no attribute {error}" if isinstance(error, KeyError) else error
         raise ShapeError(
-            f"{name}: operands or attributes do not fit the op ({error})",
+            f"{name}: operands or attributes do not fit the op ({why})",
             op=format_call(name, operands, attrs),
             location=location,
             fix="see the op's docstring for what it takes",

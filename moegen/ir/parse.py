@@ -123,10 +123,16 @@ class _Parser:
         return self.values[name]
 
     def returned(self) -> tuple[tuple[str, Value], ...]:
+        if self.peek()[1] == "}" or self.at_gradients():
+            return ()  # a backward has gradients only
         pairs = [self.named()]
         while self.accept("punct", ","):
             pairs.append(self.named())
         return tuple(pairs)
+
+    def at_gradients(self) -> bool:
+        """Whether the line of gradients follows: `grad x=...`, not an output `grad=...`."""
+        return self.peek()[:2] == ("word", "grad") and self.tokens[self.at + 1][0] == "word"
 
     def named(self) -> tuple[str, Value]:
         name = self.expect("word")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from moegen.errors import DerivativeError, VerifyError, did_you_mean
+from moegen.errors import DerivativeError, ShapeError, VerifyError, did_you_mean
 from moegen.ir.dims import Dims
 from moegen.ir.program import Literal, Op
 from moegen.ir.types import Type
@@ -30,12 +30,22 @@ class OpDef:
     `evaluate(env, *arrays, **attrs)` is the reference meaning in jax.numpy.
     `derive(b, op, *cotangents)` emits the adjoint and returns one value or None per operand;
     a cotangent is None where nothing flows back into that result.
+    `arity` is the least and the most number of operands (None: no bound).
     `elementwise` marks ops that act on each element alone, which any kernel can absorb.
     """
 
     name: str = ""
+    arity: tuple[int, int | None] = (1, 1)
     elementwise: bool = False
     opaque: bool = False
+
+    def types(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        """Checks the number of operands and runs the type rule."""
+        least, most = self.arity
+        if len(operands) < least or (most is not None and len(operands) > most):
+            bound = str(least) if least == most else f"{least} to {most}" if most else f"{least}+"
+            raise ShapeError(f"takes {bound} operand(s), got {len(operands)}")
+        return self.infer(dims, *operands, **attrs)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         """Returns the result types of the op."""

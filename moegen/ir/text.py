@@ -8,6 +8,7 @@ return y=%y
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from moegen.ir.program import Op, Operand, Program, Value
@@ -18,7 +19,7 @@ _COMMENT_COLUMN = 88
 def format_attr(value: Any) -> str:
     """Prints an attribute as a literal: "text", 8, 0.5, true-like names, ("a", "b")."""
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, tuple):
         inner = ", ".join(format_attr(v) for v in value)
         return f"({inner},)" if len(value) == 1 else f"({inner})"

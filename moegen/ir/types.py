@@ -49,7 +49,8 @@ class Route:
     """One routing decision: which token takes which slot, and with what weight.
 
     `dims` are (group, token, expert, capacity). `weight` is the type of the weights as the
-    router gave them, for token choice [G, S, K]; a gradient of the route has that type.
+    router gave them; a gradient of the route has that type, and its dims say who chose:
+    [G, S, K] tokens, [G, E, C] experts, [G, S, E, C] nobody (a soft route).
     Printed `route[G, S, E, C] of f32[G, S, K]`.
     """
 

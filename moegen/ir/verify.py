@@ -100,7 +100,10 @@ def _verify_returned(name: str, value: Value, defined: dict[str, Type]) -> None:
 
 
 def _verify_joint(program: Program) -> None:
-    if not program.cotangents:
+    for pairs in (program.outputs, program.gradients):
+        if len(dict(pairs)) != len(pairs):
+            raise VerifyError(f"@{program.name}: a name is returned twice")
+    if not program.cotangents and not program.gradients:
         return
     owed = [t for _, v in program.outputs if (t := cotangent_type(v.type))]
     given = [v.type for v in program.cotangents]

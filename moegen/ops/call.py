@@ -67,6 +67,7 @@ class Call(OpDef):
     """
 
     name = "call"
+    arity = (0, None)
     opaque = True
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -104,6 +105,7 @@ class CallVjp(OpDef):
     """`call_vjp(args..., cotangent, wrt=0, fn=..., batch=...)`: one input's cotangent."""
 
     name = "call_vjp"
+    arity = (2, None)
     opaque = True
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:

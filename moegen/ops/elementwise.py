@@ -44,12 +44,15 @@ class Elementwise(OpDef):
         *,
         dtype: str | None = None,
         floats: bool = False,
+        bools: bool = False,
     ):
         self.name = name
         self._fn = fn
         self._partials = partials
         self._dtype = dtype
         self._floats = floats
+        self._bools = bools
+        self.arity = (len(partials), len(partials)) if partials else (1, 1)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         joined = join_types(*operands)
@@ -57,6 +60,8 @@ class Elementwise(OpDef):
             raise DtypeError(
                 f"needs real numbers, got {joined}", fix='convert first: mg.cast(x, "f32")'
             )
+        if self._bools and joined.dtype != "bool":
+            raise DtypeError(f"needs bool, got {joined}", fix="compare first, for example x > 0")
         return (Tensor(self._dtype or joined.dtype, joined.dims),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
@@ -204,7 +209,8 @@ for _name, _fn, _arity in (
     ("logical_and", jnp.logical_and, 2),
     ("logical_or", jnp.logical_or, 2),
 ):
-    add(Elementwise(_name, _fn, (None,) * _arity, dtype="bool"))
+    add(Elementwise(_name, _fn, (None,) * _arity, bools=True))
+add(Elementwise("mod", jnp.remainder, (None, None)))
 add(Elementwise("stop_gradient", lambda x: x, (None,)))
 
 
@@ -213,6 +219,7 @@ class Select(OpDef):
     """`select(condition, a, b)`: a where the condition holds, else b."""
 
     name = "select"
+    arity = (3, 3)
     elementwise = True
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:

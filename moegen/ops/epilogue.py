@@ -48,6 +48,8 @@ def walk(text: str, leaf: Callable[[str], Any], apply: Callable[..., Any]) -> An
         raise VerifyError(f'epilogue "{text}" is not an expression') from None
 
     def visit(node: ast.expr) -> Any:
+        if (number := _not_finite(node)) is not None:
+            return Literal(number)
         if isinstance(node, ast.Name):
             return leaf(node.id)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -63,13 +65,19 @@ def walk(text: str, leaf: Callable[[str], Any], apply: Callable[..., Any]) -> An
     return visit(tree)
 
 
+def _not_finite(node: ast.expr) -> float | None:
+    """inf, -inf and nan: numbers that Python has no literal for."""
+    text = ast.unparse(node)
+    return float(text) if text in ("inf", "-inf", "nan") else None
+
+
 def infer_epilogue(
     dims: Dims, texts: Sequence[str], acc: Tensor, extra: Sequence[Any]
 ) -> tuple[Tensor, ...]:
     """Types of a fused op's results; each must have the product's dims."""
 
     def apply(name: str, args: list[Any], attrs: dict[str, Any]) -> Any:
-        return registry.lookup(name).infer(dims, *args, **attrs)[0]
+        return registry.lookup(name).types(dims, *args, **attrs)[0]
 
     found = tuple(walk(t, lambda n: operand_named(n, acc, extra), apply) for t in texts)
     for text, type_ in zip(texts, found, strict=True):
@@ -99,7 +107,7 @@ def run_epilogue(
         arrays = [a.value if isinstance(a, Literal) else a[0] for a in args]
         definition = registry.lookup(name)
         types = (o.type if isinstance(o, Value) else o for o in operands)
-        (type_,) = definition.infer(dims, *types, **attrs)
+        (type_,) = definition.types(dims, *types, **attrs)
         result = Value(name, type_)
         op = Op(name, operands, make_attrs(attrs), (result,))
         return definition.evaluate(registry.Eval(op, dims), *arrays, **attrs), result

@@ -36,6 +36,7 @@ class GroupedDot(OpDef):
     """`grouped_dot(rows, w, sizes, over="D")`: rows[N, D] times w[E, D, F] of each row's expert."""
 
     name = "grouped_dot"
+    arity = (3, None)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         rows, w = tensor(operands[0]), tensor(operands[1])
@@ -64,6 +65,7 @@ class GroupedOuter(OpDef):
     """`grouped_outer(a, b, sizes)`: per expert, the sum over its rows of a[N, D] b[N, F]."""
 
     name = "grouped_outer"
+    arity = (3, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         a, b = tensor(operands[0]), tensor(operands[1])
@@ -84,6 +86,7 @@ class GroupedSum(OpDef):
     """`grouped_sum(a, sizes)`: per expert, the sum of its rows: [N, F] to [E, F]."""
 
     name = "grouped_sum"
+    arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         a = tensor(operands[0])
@@ -101,6 +104,7 @@ class PerRow(OpDef):
     """`per_row(b, sizes)`: each row's copy of its expert's b[E, ...]: [N, ...]."""
 
     name = "per_row"
+    arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         b = tensor(operands[0])

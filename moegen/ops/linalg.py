@@ -60,6 +60,7 @@ class Dot(OpDef):
     """
 
     name = "dot"
+    arity = (2, None)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         a, b = (tensor(o) for o in operands[:2])

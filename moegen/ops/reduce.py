@@ -44,6 +44,11 @@ def _operand(
     return x, over
 
 
+def _require_numbers(x: Tensor) -> None:
+    if x.dtype == "bool":
+        raise DtypeError(f"needs numbers, got {x}", fix='convert first: mg.cast(x, "i32")')
+
+
 def _axes(env: Eval, over: Any) -> tuple[int, ...]:
     return axes(tensor(env.op.inputs[0].type), dims_tuple(over))
 
@@ -53,6 +58,10 @@ class Sum(Reduction):
     """`sum(x, over="S")`."""
 
     name = "sum"
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        _require_numbers(tensor(operands[0]))
+        return super().infer(dims, *operands, **attrs)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jnp.sum(arrays[0], axis=_axes(env, attrs["over"]), dtype=arrays[0].dtype)
@@ -170,6 +179,7 @@ class Cumsum(Along):
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, (_,) = _operand(operands, attrs, floats=False)
+        _require_numbers(x)
         return (x,)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:

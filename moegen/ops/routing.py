@@ -29,11 +29,29 @@ ROW_DIMS = (GROUP, EXPERT, CAPACITY)
 class RouteArrays:
     """A route as the interpreter holds it: weights and one-hot places.
 
-    `place` is [G, S, K, E, C]: 1 where that choice of that token has that slot.
+    `place` is 1 where a choice has a slot: [G, S, K, E, C] for token choice, [G, S, E, C] for
+    expert choice, None for a soft route, whose weights are [G, S, E, C] themselves.
     """
 
     weight: Any
-    place: Any
+    place: Any | None
+
+    def mask(self, weighted: bool) -> Any:
+        """[G, S, E, C]: which token is in which slot, times its weight if asked for."""
+        if self.place is None:
+            return self.weight
+        if self.place.ndim == 5:
+            weights = self.weight[..., None, None] if weighted else 1
+            return (self.place * weights).sum(2)
+        return self.place * self.weight[:, None] if weighted else self.place
+
+    def gradient(self, products: Any) -> Any:
+        """The gradient of the weights from that of the weighted mask [G, S, E, C]."""
+        if self.place is None:
+            return products
+        if self.place.ndim == 5:
+            return jnp.einsum("gskec,gsec->gsk", self.place, products)
+        return jnp.einsum("gsec,gsec->gec", self.place, products)
 
 
 def positions(expert: Any, priority: Any | None, num_experts: int) -> Any:
@@ -75,6 +93,7 @@ class Assign(OpDef):
     """
 
     name = "assign"
+    arity = (2, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         weight, expert = tensor(operands[0], "weight"), tensor(operands[1], "expert")
@@ -115,6 +134,59 @@ class Assign(OpDef):
 
 
 @register
+class AssignItems(OpDef):
+    """`assign_items(weight, token)`: expert choice, each slot takes the token it names.
+
+    weight f32[G, E, C] and token i32[G, E, C]; an expert names a token at most once.
+    """
+
+    name = "assign_items"
+    arity = (2, 2)
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        weight, token = tensor(operands[0], "weight"), tensor(operands[1], "token")
+        if weight.dims != ROW_DIMS or token.dims != weight.dims:
+            raise ShapeError(
+                f"weight and token must be [{', '.join(ROW_DIMS)}], got {weight} and {token}",
+                fix=f'take both from mg.top_k(gates, capacity, over="{TOKEN}", dim="{CAPACITY}")',
+            )
+        if not weight.is_float or token.dtype != "i32":
+            raise DtypeError(
+                f"weight must be real and token i32, got {weight.dtype} and {token.dtype}"
+            )
+        return (Route((GROUP, TOKEN, EXPERT, CAPACITY), weight),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        weight, token = arrays
+        place = jax.nn.one_hot(token, env.sizes[TOKEN], dtype=weight.dtype)
+        return RouteArrays(weight, jnp.moveaxis(place, -1, 1))
+
+    def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
+        return (cotangents[0], None)
+
+
+@register
+class DenseRoute(OpDef):
+    """`dense_route(weight)`: a soft route, every token in every slot by weight [G, S, E, C]."""
+
+    name = "dense_route"
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        weight = tensor(operands[0], "weight")
+        if weight.dims != (GROUP, TOKEN, EXPERT, CAPACITY) or not weight.is_float:
+            raise ShapeError(
+                f"weight must be real [{GROUP}, {TOKEN}, {EXPERT}, {CAPACITY}], got {weight}"
+            )
+        return (Route((GROUP, TOKEN, EXPERT, CAPACITY), weight),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        return RouteArrays(arrays[0], None)
+
+    def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
+        return (cotangents[0],)
+
+
+@register
 class Kept(OpDef):
     """`kept(route)`: bool, for each choice whether it has a slot."""
 
@@ -124,7 +196,10 @@ class Kept(OpDef):
         return (Tensor("bool", route(operands[0]).weight.dims),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
-        return arrays[0].place.sum((-2, -1)) > 0
+        path = arrays[0]
+        if path.place is None or path.place.ndim == 4:
+            return jnp.ones(path.weight.shape, jnp.bool_)
+        return path.place.sum((-2, -1)) > 0
 
     def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
         return (None,)
@@ -138,6 +213,7 @@ class Dispatch(OpDef):
     """
 
     name = "dispatch"
+    arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         path, x = route(operands[0]), tensor(operands[1])
@@ -147,10 +223,8 @@ class Dispatch(OpDef):
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         path, x = arrays
-        place = path.place
-        if attrs.get("weighted"):
-            place = place * path.weight[..., None, None]
-        return jnp.einsum("gskec,gs...->gec...", place.astype(x.dtype), x)
+        mask = path.mask(attrs.get("weighted", False)).astype(x.dtype)
+        return jnp.einsum("gsec,gs...->gec...", mask, x)
 
     def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
         (ct,) = cotangents
@@ -169,6 +243,7 @@ class Combine(OpDef):
     """
 
     name = "combine"
+    arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         path, y = route(operands[0]), tensor(operands[1])
@@ -178,15 +253,13 @@ class Combine(OpDef):
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         path, y = arrays
-        place = path.place
-        if attrs["weighted"]:
-            place = place * path.weight[..., None, None]
-        return jnp.einsum("gskec,gec...->gs...", place.astype(y.dtype), y)
+        mask = path.mask(attrs["weighted"]).astype(y.dtype)
+        return jnp.einsum("gsec,gec...->gs...", mask, y)
 
     def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
         (ct,) = cotangents
         path, y = op.inputs
-        if not op.attr["weighted"]:
+        if not op.attr.get("weighted"):
             return (None, b.one("dispatch", path, ct))
         d_y = b.one("dispatch", path, ct, weighted=True)
         return (b.one("affinity", path, y, ct), d_y)
@@ -200,6 +273,7 @@ class Affinity(OpDef):
     """
 
     name = "affinity"
+    arity = (3, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         path, y, x = route(operands[0]), tensor(operands[1]), tensor(operands[2])
@@ -209,9 +283,8 @@ class Affinity(OpDef):
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         path, y, x = arrays
-        rows = jnp.einsum("gskec,gec...->gsk...", path.place.astype(y.dtype), y)
-        product = (rows * x[:, :, None]).astype(path.weight.dtype)
-        return product.reshape(*path.weight.shape, -1).sum(-1)
+        y, x = (a.reshape(*a.shape[:n], -1).astype(path.weight.dtype) for a, n in ((y, 3), (x, 2)))
+        return path.gradient(jnp.einsum("gecd,gsd->gsec", y, x))
 
 
 def _slot_dims(path: Route) -> tuple[str, ...]:

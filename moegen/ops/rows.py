@@ -32,6 +32,7 @@ class Positions(OpDef):
     """`positions(expert, priority?)`: each choice's place in its expert's queue, i32."""
 
     name = "positions"
+    arity = (1, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         expert = tensor(operands[0])
@@ -52,6 +53,7 @@ class SlotNumbers(OpDef):
     """
 
     name = "slot_numbers"
+    arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         dims.shape((EXPERT, CAPACITY))
@@ -74,6 +76,7 @@ class RowNumbers(OpDef):
     """
 
     name = "row_numbers"
+    arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         dims.define(ROWS, row_count(dims, attrs["block"]))
@@ -130,6 +133,51 @@ class InvertSlots(OpDef):
 
 
 @register
+class ItemSlots(OpDef):
+    """`item_slots(token)`: expert choice seen from the tokens, i32[G, S, E].
+
+    For each token its slot e * C + c at each expert, E * C where the expert did not take it.
+    """
+
+    name = "item_slots"
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        token = tensor(operands[0])
+        if token != Tensor("i32", (GROUP, EXPERT, CAPACITY)):
+            raise ShapeError(f"needs i32[{GROUP}, {EXPERT}, {CAPACITY}], got {token}")
+        return (Tensor("i32", (GROUP, TOKEN, EXPERT)),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        (token,) = arrays
+        tokens, experts, capacity = env.sizes.shape((TOKEN, EXPERT, CAPACITY))
+        hot = token[:, None] == jnp.arange(tokens)[:, None, None]  # [G, S, E, C]
+        slot = jnp.arange(experts)[:, None] * capacity + jnp.arange(capacity)
+        return jnp.where(hot, slot, experts * capacity).min(-1).astype(jnp.int32)
+
+
+@register
+class TakeItems(OpDef):
+    """`take_items(x, token, dims=("E", "G", "C"))`: x[G, S, ...] at the tokens the slots name."""
+
+    name = "take_items"
+    arity = (2, 2)
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        x, token = tensor(operands[0]), tensor(operands[1])
+        if x.dims[:2] != (GROUP, TOKEN) or token.dims != (GROUP, EXPERT, CAPACITY):
+            raise ShapeError(
+                f"x must be [{GROUP}, {TOKEN}, ...] and token per slot, got {x}, {token}"
+            )
+        return (Tensor(x.dtype, (*attrs["dims"], *x.dims[2:])),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        x, token = arrays
+        hot = jax.nn.one_hot(token, x.shape[1], dtype=x.dtype)
+        rows = jnp.einsum("gecs,gs...->gec...", hot, x)
+        return _reorder(rows, (GROUP, EXPERT, CAPACITY), tuple(attrs["dims"]))
+
+
+@register
 class TakeTokens(OpDef):
     """`take_tokens(x, source, weight?)`: x[G, S, ...] at each slot's choice, 0 if empty.
 
@@ -137,6 +185,7 @@ class TakeTokens(OpDef):
     """
 
     name = "take_tokens"
+    arity = (2, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, source = tensor(operands[0]), tensor(operands[1])
@@ -170,6 +219,7 @@ class TakeSlots(OpDef):
     """
 
     name = "take_slots"
+    arity = (2, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         y = tensor(operands[0])
@@ -189,6 +239,7 @@ class MatchSlots(OpDef):
     """`match_slots(y, slot, x, dtype="f32")`: per choice, its slot's row times its token's."""
 
     name = "match_slots"
+    arity = (3, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         return (Tensor(attrs["dtype"], tensor(operands[1]).dims),)
@@ -207,6 +258,7 @@ class SlotMask(OpDef):
     """
 
     name = "slot_mask"
+    arity = (1, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         dims.shape((EXPERT, CAPACITY))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -41,6 +42,7 @@ class Iota(OpDef):
     """`iota(dim="S")`: the index along a dim, i32."""
 
     name = "iota"
+    arity = (0, 0)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         dims.shape((attrs["dim"],))
@@ -74,6 +76,59 @@ class Broadcast(OpDef):
     def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
         wanted = cotangent_type(op.inputs[0].type)
         return (b.fit(cotangents[0], wanted) if wanted else None,)
+
+
+@register
+class Merge(OpDef):
+    """`merge(x, dims=("M", "Q"), into="E")`: adjacent dims become one, the last runs fastest."""
+
+    name = "merge"
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        x, parts = tensor(operands[0]), tuple(attrs["dims"])
+        require_dims(x, parts)
+        at = x.dims.index(parts[0])
+        if x.dims[at : at + len(parts)] != parts:
+            raise ShapeError(f"dims {parts} of {x} do not follow each other in that order")
+        dims.define(attrs["into"], math.prod(dims.shape(parts)))
+        merged = (*x.dims[:at], attrs["into"], *x.dims[at + len(parts) :])
+        return (Tensor(x.dtype, merged),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        return jnp.reshape(arrays[0], env.sizes.shape(tensor(env.op.result.type).dims))
+
+    def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
+        wanted = cotangent_type(op.inputs[0].type)
+        dim, into = op.attr["into"], op.attr["dims"]
+        return (b.one("split", cotangents[0], dim=dim, into=into) if wanted else None,)
+
+
+@register
+class Split(OpDef):
+    """`split(x, dim="E", into=("M", "Q"))`: one dim becomes several of known sizes."""
+
+    name = "split"
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        x, parts = tensor(operands[0]), tuple(attrs["into"])
+        require_dims(x, (attrs["dim"],))
+        sizes = dims.shape(parts)
+        if math.prod(sizes) != dims[attrs["dim"]]:
+            raise ShapeError(
+                f"{attrs['dim']}={dims[attrs['dim']]} is not "
+                f"{' * '.join(f'{p}={n}' for p, n in zip(parts, sizes, strict=True))}",
+                fix="choose sizes whose product is the size of the dim",
+            )
+        at = x.dims.index(attrs["dim"])
+        return (Tensor(x.dtype, (*x.dims[:at], *parts, *x.dims[at + 1 :])),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        return jnp.reshape(arrays[0], env.sizes.shape(tensor(env.op.result.type).dims))
+
+    def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
+        wanted = cotangent_type(op.inputs[0].type)
+        dims, into = op.attr["into"], op.attr["dim"]
+        return (b.one("merge", cotangents[0], dims=dims, into=into) if wanted else None,)
 
 
 @register
@@ -134,6 +189,7 @@ class Take(OpDef):
     """`take(x, index, over="E")`: the element of x at each index; 0 when out of range."""
 
     name = "take"
+    arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, index = (tensor(o) for o in operands)
@@ -141,6 +197,11 @@ class Take(OpDef):
         require_dims(x, (over,))
         if index.dtype != "i32":
             raise DtypeError(f"needs i32 indices, got {index}", fix='mg.cast(index, "i32")')
+        if over in index.dims:
+            raise ShapeError(
+                f"index {index} has the dim {over} that is taken from",
+                fix="give the new places a dim of their own",
+            )
         rest = tuple(d for d in x.dims if d != over)
         out = (*(d for d in rest if d not in index.dims), *index.dims)
         return (Tensor(x.dtype, out),)

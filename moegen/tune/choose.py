@@ -104,7 +104,8 @@ def kernel_for(op: Op, kernel: str, target: Target) -> KernelChoice:
 def _not_ragged(op: Op) -> str:
     """Why XLA's ragged dot cannot run a product; empty if it can."""
     ranks = [len(v.type.dims) for v in op.inputs[:2] if isinstance(v.type, Tensor)]
-    wanted = [2, 3] if op.name == "grouped_dot" else [2, 2]
+    ranks += [len(r.type.dims) for r in op.results[:1] if isinstance(r.type, Tensor)]
+    wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
     if ranks == wanted:
         return ""
-    return f"operands have {ranks} dims, it takes {wanted}"
+    return f"operands and result have {ranks} dims, it takes {wanted}"

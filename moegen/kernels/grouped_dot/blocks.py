@@ -56,6 +56,7 @@ def grouped_outer_blocks(
 def grouped_sum(a: jax.Array, sizes: jax.Array, block: int) -> jax.Array:
     """Per expert, the sum of its rows: [N, ...] to [E, ...]."""
     experts = block_experts(sizes, a.shape[0], block)
-    blocks = a.reshape(-1, block, *a.shape[1:]).sum(axis=1)
-    empty = jnp.zeros((sizes.shape[0], *a.shape[1:]), a.dtype)
-    return empty.at[experts].add(blocks, mode="drop")
+    accumulate = jnp.promote_types(a.dtype, jnp.float32)
+    blocks = a.reshape(-1, block, *a.shape[1:]).sum(axis=1, dtype=accumulate)
+    empty = jnp.zeros((sizes.shape[0], *a.shape[1:]), accumulate)
+    return empty.at[experts].add(blocks, mode="drop").astype(a.dtype)

@@ -69,6 +69,26 @@ def tokens_in_slots(
     return rows * scale.reshape(*scale.shape, *(1,) * (x.ndim - 2))
 
 
+def slots_of_items(token: jax.Array, tokens: int) -> jax.Array:
+    """For tokens i32[G, E, C] named by slots, each token's slot at each expert i32[G, S, E].
+
+    A slot is e * C + c; E * C where the expert did not take the token.
+    """
+    groups, experts, capacity = token.shape
+    slot = jnp.arange(experts * capacity, dtype=jnp.int32).reshape(1, experts, capacity)
+    none = jnp.full((groups, tokens, experts), experts * capacity, jnp.int32)
+    group, expert = jnp.arange(groups)[:, None, None], jnp.arange(experts)[None, :, None]
+    return none.at[group, token, expert].set(jnp.broadcast_to(slot, token.shape), mode="drop")
+
+
+def items_in_slots(x: jax.Array, token: jax.Array) -> jax.Array:
+    """Rows of x[G, S, ...] at the tokens i32[G, E, C] that the slots name: [E, G, C, ...]."""
+    groups, tokens = x.shape[:2]
+    group = jnp.arange(groups, dtype=token.dtype)[:, None, None]
+    flat = x.reshape(groups * tokens, *x.shape[2:])
+    return flat[(group * tokens + token).transpose(1, 0, 2)]
+
+
 def slot_rows(
     rows: jax.Array, slot: jax.Array, capacity: int | None = None
 ) -> tuple[jax.Array, jax.Array]:

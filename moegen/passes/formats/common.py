@@ -1,70 +1,102 @@
-"""What the formats share: a route's numbers, and a walk that knows them."""
+"""What the formats share: a stored route, and the walk that replaces routing ops by it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Protocol
 
+from moegen.errors import LoweringError
 from moegen.ir.builder import Builder
 from moegen.ir.program import Op, Operand, Program, Value
 from moegen.ir.rewrite import rewrite
+from moegen.ir.text import format_op
+from moegen.ir.types import Tensor
 
-Lowering = Callable[[Builder, Op, "Stored"], Sequence[Operand]]
 
+class StoredRoute(Protocol):
+    """A route whose format is chosen: what each op that reads it becomes.
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A route after its format is chosen: tensors of the program.
-
-    Attributes:
-      weight: [G, S, K].
-      slot: i32[G, S, K], the number of each choice's slot.
-      source: i32, for each slot the number of its choice; None where no gather needs it.
-      sizes: i32[E], rows per expert, in the sorted format.
-      empty: the slot number that means "none".
+    `op` is the op that is replaced; its result's name is taken over.
     """
 
-    weight: Value
-    slot: Value
-    source: Value | None
-    sizes: Value | None
-    empty: int
+    def dispatch(self, b: Builder, op: Op) -> Value:
+        """Rows of tokens in slots."""
+
+    def combine(self, b: Builder, op: Op) -> Value:
+        """Rows of slots summed at their tokens."""
+
+    def affinity(self, b: Builder, op: Op) -> Value:
+        """Gradient of the weights."""
+
+    def kept(self, b: Builder, op: Op) -> Value:
+        """Which choices have a slot."""
 
 
-def lower_routes(
-    program: Program,
-    assign: Callable[[Builder, Op], Stored],
-    lowerings: Mapping[str, Lowering],
-    other: Callable[[Builder, Op], Sequence[Operand] | None],
-) -> Program:
-    """Replaces `assign` by tensors and each op that reads a route by its lowering."""
-    stored: dict[str, Stored] = {}
+Store = Callable[[Builder, Op], StoredRoute]
+"""Stores the route that an op makes."""
+Stores = Mapping[str, Store | str]
+"""For each op that makes a route, how it is stored, or "why it cannot be; the fix"."""
+Other = Callable[[Builder, Op], Sequence[Operand] | None]
+"""Lowers an op that reads no route; None keeps it."""
+
+MAKES_ROUTE = ("assign", "assign_items", "dense_route")
+
+
+def lower_routes(program: Program, stores: Stores, other: Other) -> Program:
+    """Replaces every op that makes or reads a route.
+
+    Args:
+      program: with routes.
+      stores: for each op that makes a route, how it is stored, or why it cannot be.
+      other: lowers the remaining ops.
+
+    Raises:
+      LoweringError: if a route cannot be stored, with the reason.
+    """
+    for op in program.ops:
+        if isinstance(why := stores.get(op.name), str):
+            raise refused(op, why)
+    stored: dict[str, StoredRoute] = {}
 
     def rule(b: Builder, op: Op) -> Sequence[Operand] | None:
-        if op.name == "assign":
-            route = op.result
-            stored[route.name] = assign(b, op)
-            return (Value(route.name, route.type),)
-        if op.inputs and op.inputs[0].name in stored and op.name in lowerings:
-            return lowerings[op.name](b, op, stored[op.inputs[0].name])
-        return other(b, op)
+        if op.name in MAKES_ROUTE:
+            store = stores[op.name]
+            assert not isinstance(store, str)
+            stored[op.result.name] = store(b, op)
+            return (Value(op.result.name, op.result.type),)
+        route = stored.get(op.inputs[0].name) if op.inputs else None
+        if route is None:
+            return other(b, op)
+        return (getattr(route, op.name)(b, op),)
 
     return rewrite(program, rule)
 
 
-def slot_numbers(b: Builder, op: Op) -> tuple[Value, Value, Value, Value]:
-    """Emits the queue positions of an `assign`; returns weight, expert, position, slot."""
-    weight, expert, *priority = op.inputs
-    position = b.one("positions", expert, *priority, hint="position")
-    slot = b.one("slot_numbers", expert, position, hint="slot")
-    return weight, expert, position, slot
+def refused(op: Op, why: str) -> LoweringError:
+    """The error for a route that a format cannot hold; `why` is "reason; fix"."""
+    reason, _, fix = why.partition("; ")
+    return LoweringError(
+        f"{op.name}: {reason}",
+        op=format_op(op, location=False),
+        location=op.location,
+        fix=fix or None,
+    )
 
 
-def kept(b: Builder, op: Op, route: Stored) -> Sequence[Operand]:
-    """A choice is kept when its slot number means a slot."""
-    return (b.one("lt", route.slot, route.empty, hint=op.result.name),)
-
-
-def weight_of(op: Op, route: Stored) -> tuple[Value, ...]:
+def weight_if_used(op: Op, weight: Value) -> tuple[Value, ...]:
     """The weights as a further operand, where the op uses them."""
-    return (route.weight,) if op.attr.get("weighted") else ()
+    return (weight,) if op.attr.get("weighted") else ()
+
+
+def dtype_of(operand: Operand) -> str:
+    """The element type of a tensor operand."""
+    assert isinstance(operand, Value)
+    assert isinstance(operand.type, Tensor)
+    return operand.type.dtype
+
+
+def dims_of(operand: Operand) -> tuple[str, ...]:
+    """The dims of a tensor operand."""
+    assert isinstance(operand, Value)
+    assert isinstance(operand.type, Tensor)
+    return operand.type.dims

@@ -21,7 +21,8 @@ from moegen.ir.program import Op, Operand, Program, Value
 from moegen.ir.text import format_op
 from moegen.ir.types import CAPACITY, EXPERT, GROUP, Tensor
 from moegen.ops.rows import ROWS
-from moegen.passes.formats.common import Stored, kept, lower_routes, weight_of
+from moegen.passes.formats.common import Stores, lower_routes
+from moegen.passes.formats.numbered import NumberedChoices
 
 SLOT_DIMS = frozenset((GROUP, EXPERT, CAPACITY))
 
@@ -35,44 +36,31 @@ def to_sorted(program: Program, block: int = 1) -> Program:
     """
     sizes: list[Value] = []
 
-    def assign(b: Builder, op: Op) -> Stored:
-        stored = _assign(b, op, block)
-        assert stored.sizes is not None
-        sizes.append(stored.sizes)
+    def store(b: Builder, op: Op) -> NumberedChoices:
+        stored, counted = _store_choices(b, op, block)
+        sizes.append(counted)
         return stored
 
     def other(b: Builder, op: Op) -> Sequence[Operand] | None:
         return _RowOp(b, op, sizes, block).lower()
 
-    lowerings = {"kept": kept, "dispatch": _dispatch, "combine": _combine, "affinity": _affinity}
-    return lower_routes(program, assign, lowerings, other)
+    stores: Stores = {
+        "assign": store,
+        "assign_items": "expert choice fills every slot, so sorting rows has nothing to save; "
+        'use Schedule(format="slots")',
+        "dense_route": "every token is in every slot, so there are no rows to sort; "
+        'use Schedule(format="onehot")',
+    }
+    return lower_routes(program, stores, other)
 
 
-def _assign(b: Builder, op: Op, block: int) -> Stored:
+def _store_choices(b: Builder, op: Op, block: int) -> tuple[NumberedChoices, Value]:
+    """Numbers the rows; returns the route and the number of rows of each expert."""
     weight, expert, *priority = op.inputs
     position = b.one("positions", expert, *priority, hint="position")
     row, sizes = b.emit("row_numbers", expert, position, block=block, hints=("row", "sizes"))
     source = b.one("invert_slots", row, dims=(ROWS,), hint="source")
-    return Stored(weight, row, source, sizes, b.dims[ROWS])
-
-
-def _dispatch(b: Builder, op: Op, route: Stored) -> Sequence[Operand]:
-    assert route.source is not None
-    x = op.operands[1]
-    rows = b.one("take_tokens", x, route.source, *weight_of(op, route), hint=op.result.name)
-    return (rows,)
-
-
-def _combine(b: Builder, op: Op, route: Stored) -> Sequence[Operand]:
-    y = op.operands[1]
-    return (b.one("take_slots", y, route.slot, *weight_of(op, route), hint=op.result.name),)
-
-
-def _affinity(b: Builder, op: Op, route: Stored) -> Sequence[Operand]:
-    _, y, x = op.operands
-    assert isinstance(route.weight.type, Tensor)
-    dtype = route.weight.type.dtype
-    return (b.one("match_slots", y, route.slot, x, dtype=dtype, hint=op.result.name),)
+    return NumberedChoices(weight, row, source, b.dims[ROWS]), sizes
 
 
 class _RowOp:
