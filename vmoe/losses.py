@@ -23,9 +23,12 @@ LOSSES = {"softmax": softmax_xent, "sigmoid": sigmoid_xent}
 
 
 def targets(labels: jax.Array, num_classes: int, smoothing: float = 0.0) -> jax.Array:
-    """One-hot f32[B, classes] of labels i32[B], with a share `smoothing` spread evenly."""
-    one_hot = jax.nn.one_hot(labels, num_classes)
-    return one_hot * (1.0 - smoothing) + smoothing / num_classes
+    """Labels i32[B] as one-hot f32[B, classes], with a share `smoothing` spread evenly.
+
+    Labels that already are f32[B, classes], of several classes or mixed images, are smoothed only.
+    """
+    shares = labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes)
+    return shares * (1.0 - smoothing) + smoothing / num_classes
 
 
 def training_loss(main: jax.Array, metrics: dict[str, Any]) -> tuple[jax.Array, jax.Array]:

@@ -38,7 +38,7 @@ def with_overrides(config: TrainConfig, flags: Sequence[str]) -> TrainConfig:
     from absl import flags as absl_flags
     from ml_collections import config_flags
 
-    flags = list(flags)
+    flags = _with_values(flags)
     for flag in flags:
         if match := re.match(r"--?(?:no)?config\.([^=]*)", flag):
             _check_field(config, match[1])
@@ -53,6 +53,17 @@ def with_overrides(config: TrainConfig, flags: Sequence[str]) -> TrainConfig:
     if rest:
         raise UserError(f"{rest[0]!r} is no flag; fix: --config.FIELD=VALUE")
     return bind(TrainConfig, holder.value.to_dict())
+
+
+def _with_values(flags: Sequence[str]) -> list[str]:
+    """["--config.a", "1"] as ["--config.a=1"]: ml_collections takes a bare literal flag for True."""
+    joined: list[str] = []
+    for flag in flags:
+        if joined and not flag.startswith("-") and "=" not in joined[-1]:
+            joined[-1] += f"={flag}"
+        else:
+            joined.append(flag)
+    return joined
 
 
 def bind(kind: Any, value: Any, path: str = "") -> Any:

@@ -83,7 +83,7 @@ def loss(
     metrics = {
         "loss": total,
         "main_loss": jnp.mean(main),
-        "accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["labels"]),
+        "accuracy": jnp.mean(jnp.argmax(logits, -1) == jnp.argmax(wanted, -1)),
     }
     if routing:
         metrics["auxiliary_loss"] = auxiliary
