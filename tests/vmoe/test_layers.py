@@ -47,6 +47,12 @@ def test_layer_norm_as_recorded(recorded):
     assert relative_error(layer_norm(params, recorded["x"]), recorded["ln"]) < TOLERANCE
 
 
+def test_layer_norm_epsilon():
+    """Where the variance equals 1e-6, the released system's epsilon, half of it is left."""
+    y = layer_norm(init_layer_norm(2), jnp.array([-1e-3, 1e-3]))
+    np.testing.assert_allclose(y, [-math.sqrt(0.5), math.sqrt(0.5)], rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["mha", "mha_qk"])
 def test_attention_as_recorded(recorded, name):
     params, x = tree(recorded, name), jnp.asarray(recorded["x"])
