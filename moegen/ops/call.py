@@ -72,16 +72,7 @@ class Call(OpDef):
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         result = Tensor(attrs["dtype"], tuple(attrs["dims"]))
-        types = tuple(tensor(o) for o in operands)
-        args = [jax.ShapeDtypeStruct(dims.shape(t.dims), JAX_DTYPES[t.dtype]) for t in types]
-        ordered = _batched_call(attrs["fn"], types, tuple(attrs["batch"]))
-        got = jax.eval_shape(ordered, *args)
-        if got.shape != dims.shape(result.dims) or dtype_name(got.dtype) != result.dtype:
-            raise ShapeError(
-                f"{attrs['fn']} returns {dtype_name(got.dtype)}{list(got.shape)}, declared is "
-                f"{result} = {list(dims.shape(result.dims))}",
-                fix="make `out=` say what the function returns",
-            )
+        _check_result(dims, operands, attrs, result)
         return (result,)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
@@ -100,6 +91,19 @@ class Call(OpDef):
         return tuple(grads)
 
 
+def _check_result(dims: Dims, operands: Any, attrs: dict[str, Any], result: Tensor) -> None:
+    """Raises a ShapeError unless the function returns the declared type."""
+    types = tuple(tensor(o) for o in operands)
+    args = [jax.ShapeDtypeStruct(dims.shape(t.dims), JAX_DTYPES[t.dtype]) for t in types]
+    got = jax.eval_shape(_batched_call(attrs["fn"], types, tuple(attrs["batch"])), *args)
+    if got.shape != dims.shape(result.dims) or dtype_name(got.dtype) != result.dtype:
+        raise ShapeError(
+            f"{attrs['fn']} returns {dtype_name(got.dtype)}{list(got.shape)}, declared is "
+            f"{result} = {list(dims.shape(result.dims))}",
+            fix="make `out=` say what the function returns",
+        )
+
+
 @register
 class CallVjp(OpDef):
     """`call_vjp(args..., cotangent, wrt=0, fn=..., batch=...)`: one input's cotangent."""
@@ -109,7 +113,9 @@ class CallVjp(OpDef):
     opaque = True
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
-        return (tensor(operands[attrs["wrt"]]),)
+        *args, cotangent = operands
+        _check_result(dims, args, attrs, tensor(cotangent))
+        return (tensor(args[attrs["wrt"]]),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         *args, ct = arrays

@@ -261,6 +261,8 @@ class SlotMask(OpDef):
     arity = (1, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        if tensor(operands[0]).dtype != "i32":
+            raise ShapeError(f"slot must be i32, got {operands[0]}")
         dims.shape((EXPERT, CAPACITY))
         return (Tensor(attrs["dtype"], (GROUP, TOKEN, EXPERT, CAPACITY)),)
 
