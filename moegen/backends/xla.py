@@ -381,4 +381,5 @@ def _call_vjp(e: Emitter, op: Op) -> list[str]:
     have = dims_of(inputs[wrt])
     batch = tuple(op.attr["batch"])
     order = (*(d for d in batch if d in have), *(d for d in have if d not in batch))
-    return _set(e, op, aligned(f"{pull}({e.name(cotangent)})[0]", order, have))
+    ordered = e.aligned(cotangent, tuple(op.attr["dims"]))
+    return _set(e, op, aligned(f"{pull}({ordered})[0]", order, have))

@@ -14,6 +14,7 @@ from moegen.dsl.traced import (
     current,
     emit,
     located,
+    traced,
     visible,
 )
 from moegen.errors import DimError, ShapeError, TraceError, did_you_mean
@@ -67,7 +68,7 @@ def where(condition: Traced, a: Any, b: Any) -> Traced:
 
 def cast(x: Traced, dtype: str) -> Traced:
     """Converts elements to "f32", "bf16", "f16", "i32" or "bool"; the same dtype costs nothing."""
-    return x if x.dtype == dtype else emit("cast", x, dtype=dtype)
+    return x if traced(x).dtype == dtype else emit("cast", x, dtype=dtype)
 
 
 def dot(a: Traced, b: Traced, *, over: Dims) -> Traced:
@@ -77,7 +78,8 @@ def dot(a: Traced, b: Traced, *, over: Dims) -> Traced:
     those that ride along stand in front in any case.
     """
     names = visible(dims_tuple(over))
-    natural = tuple(d for d in dict.fromkeys((*a.type.dims, *b.type.dims)) if d not in names)
+    joined = dict.fromkeys((*traced(a).type.dims, *traced(b).type.dims))
+    natural = tuple(d for d in joined if d not in names)
     hidden = current().hidden
     lead = (*hidden, CAPACITY if EXPERT in hidden else TOKEN)
     out = (*(d for d in lead if d in natural), *(d for d in natural if d not in lead))
@@ -173,7 +175,7 @@ def uniform(key: TracedKey, *, like: Traced) -> Traced:
 
 
 def _draw(name: str, key: TracedKey, like: Traced) -> Traced:
-    dims = tuple(d for d in like.type.dims if d != GROUP)
+    dims = tuple(d for d in traced(like).type.dims if d != GROUP)
     lead = (GROUP,) if GROUP in like.type.dims else ()
     stream = current().next_stream()
     return emit(name, key, dims=(*lead, *dims), dtype=like.dtype, stream=stream)  # type: ignore[no-any-return]
@@ -339,7 +341,7 @@ def call(fn: Callable[..., Any], *args: Traced, out: ArraySpec) -> Traced:
       out: the type of the result, for example mg.f32["S E"].
     """
     hidden = current().hidden
-    given = {d for a in args for d in a.type.dims}
+    given = {d for a in args for d in traced(a).type.dims}
     batch = tuple(d for d in hidden if d in given)
     dtype = out.dtype or args[0].dtype
     dims = (*batch, *visible(out.dims))

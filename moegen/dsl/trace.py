@@ -217,10 +217,10 @@ class _LayerTrace:
 
     def check_used(self, program: Program) -> None:
         """A declared argument that nothing reads is a mistake, unless it is optional."""
-        users = program.users()
+        used = {*program.users(), *(v.name for v in program.returned)}
         optional = {a.name for d in (self.router, self.expert) for a in d.arguments if a.optional}
         for slot, value in zip(self.slots, self.values, strict=True):
-            if value.name in users or slot.name in optional or slot.name.startswith("_"):
+            if value.name in used or slot.name in optional or slot.name.startswith("_"):
                 continue
             owner = self.expert if slot.owner == "expert" else self.router
             raise TraceError(

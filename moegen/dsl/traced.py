@@ -117,6 +117,23 @@ def operand(x: Any) -> Operand:
     )
 
 
+def traced(x: Any) -> Traced:
+    """Returns x if it is a traced tensor.
+
+    Raises:
+      TraceError: for numbers, arrays, routes and keys, and outside of a trace.
+    """
+    current()
+    if not isinstance(x, Traced):
+        raise located(
+            TraceError(
+                f"a {type(x).__name__} cannot be used in a traced function here",
+                fix="use a traced tensor; declare arrays as arguments",
+            )
+        )
+    return x
+
+
 def emit(name: str, *operands: Any, **attrs: Any) -> Any:
     """Records an op and returns its traced result, or a tuple of them."""
     tracing = current()
@@ -301,5 +318,6 @@ class Traced:
     def __array__(self, *_: Any, **__: Any) -> Any:
         self._concrete("a numpy or jax.numpy function")
 
-    def __jax_array__(self) -> Any:
+    @property
+    def __jax_array__(self) -> Any:  # JAX asks whether it is there, and would not call it
         self._concrete("a jax.numpy function")

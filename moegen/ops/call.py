@@ -86,7 +86,7 @@ class Call(OpDef):
             if wanted is None:
                 grads.append(None)
                 continue
-            extra = {k: op.attr[k] for k in ("fn", "batch")}
+            extra = {k: op.attr[k] for k in ("fn", "batch", "dims")}
             grads.append(b.one("call_vjp", *op.operands, cotangents[0], wrt=i, **extra))
         return tuple(grads)
 
@@ -106,7 +106,11 @@ def _check_result(dims: Dims, operands: Any, attrs: dict[str, Any], result: Tens
 
 @register
 class CallVjp(OpDef):
-    """`call_vjp(args..., cotangent, wrt=0, fn=..., batch=...)`: one input's cotangent."""
+    """`call_vjp(args..., cotangent, wrt=0, fn=..., batch=..., dims=...)`: one input's cotangent.
+
+    `dims` are those of the call's result; the cotangent may have them in another order, as
+    formats lay rows out differently.
+    """
 
     name = "call_vjp"
     arity = (2, None)
@@ -114,15 +118,18 @@ class CallVjp(OpDef):
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         *args, cotangent = operands
-        _check_result(dims, args, attrs, tensor(cotangent))
+        ct = tensor(cotangent)
+        if set(ct.dims) != set(attrs["dims"]):
+            raise ShapeError(f"cotangent {ct} does not have the dims {attrs['dims']} of the call")
+        _check_result(dims, args, attrs, Tensor(ct.dtype, tuple(attrs["dims"])))
         return (tensor(args[attrs["wrt"]]),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         *args, ct = arrays
-        types = tuple(tensor(v.type) for v in env.op.inputs[:-1])
-        return call_vjp(
-            _batched_call(attrs["fn"], types, tuple(attrs["batch"])), args, ct, attrs["wrt"]
-        )
+        *types, ct_type = (tensor(v.type) for v in env.op.inputs)
+        fn = _batched_call(attrs["fn"], tuple(types), tuple(attrs["batch"]))
+        ordered = align(ct, ct_type.dims, tuple(attrs["dims"]))
+        return call_vjp(fn, args, ordered, attrs["wrt"])
 
 
 def call_vjp(fn: Callable[..., Any], args: Any, cotangent: Any, wrt: int) -> Any:

@@ -497,11 +497,11 @@ CALL = [
         refused=f'%x, %w, {_FN}, dims=("G", "S"), dtype="f32"', match="declared is f32",
     ),
     Case(
-        "call_vjp", f"%x, %w, %ct, {_FN}, wrt=1", {"G": 1, "S": 2, "D": 2},
-        {**_CALLED, "ct": ("f32[G, S, D]", np.ones((1, 2, 2)))}, ["f32[D]"],
+        "call_vjp", f"%x, %w, %ct, {_FN}, dims=(\"G\", \"S\", \"D\"), wrt=1", {"G": 1, "S": 2, "D": 2},
+        {**_CALLED, "ct": ("f32[S, G, D]", np.ones((2, 1, 2)))}, ["f32[D]"],
         [[0.5 * (1 - math.tanh(0.5) ** 2) + 2.0 * (1 - math.tanh(2.0) ** 2),
           1.0 * (1 - math.tanh(2.0) ** 2) - 1.0 * (1 - math.tanh(-2.0) ** 2)]],
-        refused=f"%x, %key, %ct, {_FN}, wrt=1", match="must be a tensor", bad={"key": "key"},
+        refused=f"%x, %key, %ct, {_FN}, dims=(\"G\", \"S\", \"D\"), wrt=1", match="must be a tensor", bad={"key": "key"},
         derivative=False,
     ),
 ]  # fmt: skip
