@@ -121,6 +121,22 @@ def _reshape(e: Emitter, op: Op) -> list[str]:
     return _set(e, op, f"{e.name(op.inputs[0])}.reshape({', '.join(dims_of(op.result))})")
 
 
+@template("concat")
+def _concat(e: Emitter, op: Op) -> list[str]:
+    axis = dims_of(op.result).index(op.attr["into"])
+    names = ", ".join(e.name(v) for v in op.inputs)
+    return _set(e, op, f"jnp.concatenate([{names}], axis={axis})")
+
+
+@template("slice")
+def _slice(e: Emitter, op: Op) -> list[str]:
+    (x,) = op.inputs
+    start, into = op.attr["start"], op.attr["into"]
+    axis = dims_of(x).index(op.attr["over"])
+    made = f"jax.lax.slice_in_dim({e.name(x)}, {start}, {start} + {into}, axis={axis})"
+    return _set(e, op, made)
+
+
 @template("one_hot")
 def _one_hot(e: Emitter, op: Op) -> list[str]:
     index, dim = e.name(op.inputs[0]), op.attr["dim"]

@@ -78,8 +78,9 @@ def dot(a: Traced, b: Traced, *, over: Dims) -> Traced:
     those that ride along stand in front in any case.
     """
     names = visible(dims_tuple(over))
-    joined = dict.fromkeys((*traced(a).type.dims, *traced(b).type.dims))
-    natural = tuple(d for d in joined if d not in names)
+    natural = tuple(
+        d for d in dict.fromkeys((*traced(a).type.dims, *traced(b).type.dims)) if d not in names
+    )
     hidden = current().hidden
     lead = (*hidden, CAPACITY if EXPERT in hidden else TOKEN)
     out = (*(d for d in lead if d in natural), *(d for d in natural if d not in lead))
@@ -145,8 +146,10 @@ def one_hot(index: Traced, dim: str, dtype: str = "f32") -> Traced:
     return emit("one_hot", index, dim=dim, dtype=dtype)  # type: ignore[no-any-return]
 
 
-def iota(dim: str) -> Traced:
-    """The index along a dim, i32."""
+def iota(dim: str, length: int | None = None) -> Traced:
+    """The index along a dim, i32; with a length, the dim may be a new one."""
+    if length is not None:
+        current().builder.dims.define(dim, length)
     return emit("iota", dim=dim)  # type: ignore[no-any-return]
 
 
@@ -325,6 +328,12 @@ def split(x: Traced, dim: str, **into: int) -> Traced:
     for name, length in into.items():
         current().builder.dims.define(name, length)
     return emit("split", x, dim=dim, into=visible(tuple(into)))  # type: ignore[no-any-return]
+
+
+def concat(a: Traced, b: Traced, dims: tuple[str, str], into: str) -> Traced:
+    """One dim of a followed by one of b as a new dim: `concat(logits, null, ("E", "Z"), "A")`."""
+    first, second = visible(dims)
+    return emit("concat", a, b, dims=(first, second), into=into)  # type: ignore[no-any-return]
 
 
 def kept(route: TracedRoute) -> Traced:

@@ -132,6 +132,61 @@ class Split(OpDef):
 
 
 @register
+class Concat(OpDef):
+    """`concat(a, b, dims=("E", "Z"), into="A")`: a's dim E followed by b's dim Z."""
+
+    name = "concat"
+    arity = (2, 2)
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        a, b = (tensor(o) for o in operands)
+        first, second = attrs["dims"]
+        require_dims(a, (first,))
+        require_dims(b, (second,))
+        joined = tuple(attrs["into"] if d == first else d for d in a.dims)
+        if joined != tuple(attrs["into"] if d == second else d for d in b.dims):
+            raise ShapeError(f"apart from {first} and {second}, {a} and {b} differ in dims")
+        if a.dtype != b.dtype:
+            raise DtypeError(f"dtypes do not match: {a.dtype}, {b.dtype}", fix="mg.cast one side")
+        dims.define(attrs["into"], dims[first] + dims[second])
+        return (Tensor(a.dtype, joined),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        axis = tensor(env.op.result.type).dims.index(attrs["into"])
+        return jnp.concatenate(arrays, axis)
+
+    def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
+        grads, start = [], 0
+        for value, dim in zip(op.inputs, op.attr["dims"], strict=True):
+            wanted = cotangent_type(value.type)
+            part = {"over": op.attr["into"], "start": start, "into": dim}
+            grads.append(b.one("slice", cotangents[0], **part) if wanted else None)
+            start += b.dims[dim]
+        return tuple(grads)
+
+
+@register
+class Slice(OpDef):
+    """`slice(x, over="A", start=0, into="E")`: as many elements of a dim as E has."""
+
+    name = "slice"
+
+    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        x, over, into = tensor(operands[0]), attrs["over"], attrs["into"]
+        require_dims(x, (over,))
+        if attrs["start"] < 0 or attrs["start"] + dims[into] > dims[over]:
+            raise ShapeError(
+                f"{into}={dims[into]} from {attrs['start']} reaches past {over}={dims[over]}"
+            )
+        return (Tensor(x.dtype, tuple(into if d == over else d for d in x.dims)),)
+
+    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
+        axis = tensor(env.op.inputs[0].type).dims.index(attrs["over"])
+        end = attrs["start"] + env.sizes[attrs["into"]]
+        return jax.lax.slice_in_dim(arrays[0], attrs["start"], end, axis=axis)
+
+
+@register
 class OneHot(OpDef):
     """`one_hot(index, dim="E", dtype="f32")`: 1 where the index is; nothing when out of range."""
 

@@ -9,7 +9,6 @@ needs: derivatives of activations stay with the backward.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from moegen.ir import registry
@@ -45,6 +44,7 @@ class _Fusion:
         self.definitions = program.definitions()
         self.order = {r.name: i for i, op in enumerate(program.ops) for r in op.results}
         outputs = [v for _, v in program.outputs]
+        self.groups: list[_Group] = []
         self.forward = {r.name for op in live_ops(program.ops, outputs) for r in op.results}
 
     def run(self) -> Program:
@@ -56,6 +56,7 @@ class _Fusion:
                 joined[op.result.name] = groups[-1]
             elif group := next((g for g in reversed(groups) if self.joins(op, g)), None):
                 joined[op.result.name] = group
+        self.groups = groups
         ops: list[Op] = []
         for op in self.program.ops:
             found = joined.get(op.results[0].name)
@@ -105,7 +106,7 @@ class _Fusion:
     def fused(self, group: _Group) -> Op:
         """The product with its epilogue: one expression per value that is needed outside."""
         inside = (group.product, *group.members)
-        needed = [r for op in inside for r in op.results if self.needed_outside(r, inside)]
+        needed = [r for op in inside for r in op.results if self.needed_outside(r, group)]
         definitions = {op.result.name: op for op in (*group.inlined, *group.members)}
         extra: list[Value] = []
         acc = group.product.result
@@ -114,7 +115,9 @@ class _Fusion:
         operands = (*group.product.operands, *extra)
         return Op(group.product.name, operands, attrs, tuple(needed), group.product.location)
 
-    def needed_outside(self, value: Value, inside: Iterable[Op]) -> bool:
-        within = {id(op) for op in inside}
-        readers = (op for op in self.program.ops if id(op) not in within)
+    def needed_outside(self, value: Value, group: _Group) -> bool:
+        """Whether anything but the group reads it; other groups read by what they inline."""
+        within = {id(op) for op in (group.product, *group.members)}
+        readers = [op for op in self.program.ops if id(op) not in within]
+        readers += [op for other in self.groups if other is not group for op in other.inlined]
         return value in self.program.returned or any(value in op.inputs for op in readers)

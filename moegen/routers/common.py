@@ -1,0 +1,75 @@
+"""What token-choice routers share: placing choices into buffers, and counting them."""
+
+from __future__ import annotations
+
+import moegen as mg
+
+
+def place(
+    expert,
+    weight,
+    mask=None,
+    *,
+    k: int,
+    capacity_factor: float,
+    capacity: int | None,
+    multiple_of: int | None,
+    rounding: str,
+    dropless: bool,
+    batch_priority: bool | str,
+):
+    """Assigns choices [S, K] to the experts' buffers; returns the route and a report.
+
+    Masked tokens take no place. `batch_priority` is False for token order, True or "max" for
+    the largest weight first, "sum" for the largest sum of weights first.
+    """
+    chosen = expert if mask is None else mg.where(mask, expert, -1)
+    if capacity is None and not dropless:
+        capacity = mg.capacity(k, capacity_factor, rounding=rounding, multiple_of=multiple_of)
+    route = mg.assign(
+        chosen,
+        weight,
+        capacity=None if dropless else capacity,
+        priority=_priority(weight, batch_priority),
+    )
+    return route, usage(route, chosen)
+
+
+def _priority(weight, batch_priority):
+    if batch_priority == "sum":
+        return mg.sum(weight, over="K")
+    return "gate" if batch_priority else None
+
+
+def usage(route, expert):
+    """`load` [E]: choices kept per expert. `dropped`: share of the choices without a slot."""
+    kept = mg.cast(mg.kept(route), "f32")
+    asked = mg.cast((expert >= 0) & (expert < mg.size("E")), "f32")
+    load = mg.dot(kept, mg.one_hot(expert, "E"), over="K")
+    total = mg.maximum(mg.sum(asked, over="S K"), 1.0)
+    return {
+        "load": mg.sum(load, over="S"),
+        "dropped": 1.0 - mg.sum(kept, over="S K") / total,
+    }
+
+
+def renormalised(weight):
+    """Weights of a token's choices divided by their sum."""
+    return weight / mg.sum(weight, over="K")
+
+
+def balance_loss(gates, expert):
+    """E times the sum over experts of (share of choices) * (mean gate); 1 when balanced.
+
+    Source: arXiv:2101.03961, equation 4, over all k choices.
+    """
+    share = mg.mean(mg.mean(mg.one_hot(expert, "E"), over="K"), over="S")
+    return mg.sum(share * mg.mean(gates, over="S"), over="E") * float(mg.size("E"))
+
+
+def z_loss(logits):
+    """Mean over tokens of the squared logsumexp of the logits.
+
+    Source: arXiv:2202.08906, equation 5.
+    """
+    return mg.mean(mg.square(mg.logsumexp(logits, over="E")), over="S")
