@@ -4,6 +4,8 @@ A reference says, in a few lines of jax.numpy, how much of each expert each toke
 layers must give exactly that, in every format, with the same gradients.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,7 +214,6 @@ def test_sum_priority_serves_the_largest_sum_first():
     ],
 )
 def test_refuses_what_does_not_fit(router, dims, message):
-    with pytest.raises(MoegenError, match="(?s).*") as refused:
-        layer, params, x, inputs = layer_and_params(router, "slots", dims)
+    layer, params, x, inputs = layer_and_params(router, "slots", dims)
+    with pytest.raises(MoegenError, match=re.escape(message)):
         layer(params, x, **inputs)
-    assert message in str(refused.value)
