@@ -56,7 +56,7 @@ def with_overrides(config: TrainConfig, flags: Sequence[str]) -> TrainConfig:
 
 
 def _with_values(flags: Sequence[str]) -> list[str]:
-    """["--config.a", "1"] as ["--config.a=1"]: ml_collections takes a bare literal flag for True."""
+    """["--config.a", "1"] as ["--config.a=1"]: to ml_collections a bare literal flag is True."""
     joined: list[str] = []
     for flag in flags:
         if joined and not flag.startswith("-") and "=" not in joined[-1]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from vmoe import model
-from vmoe.config import TrainConfig
+from vmoe.config import CheckpointConfig, DataConfig, TrainConfig
 from vmoe.losses import LOSSES, targets, training_loss
 from vmoe.optim import make_optimizer
 from vmoe.schedules import make_schedule
@@ -48,14 +50,26 @@ def init_state(config: TrainConfig, image_shape: tuple[int, int, int]) -> TrainS
     return jax.jit(draw)()
 
 
-def make_train_step(
-    config: TrainConfig,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]:
+TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]
+
+
+def make_train_step(config: TrainConfig) -> TrainStep:
     """The compiled step (state, batch) -> (next state, scalars f32[]). It consumes the state.
 
     The key of step i is fold_in(key, i): it depends on nothing else, so that a run goes on from
-    a checkpoint bit for bit as it would have.
+    a checkpoint bit for bit as it would have. Configs that differ in nothing a step computes
+    share one compiled step.
     """
+    return _compiled_step(
+        replace(
+            config, seed=0, workdir="", log_every=1, eval_every=0,
+            data=DataConfig(), checkpoint=CheckpointConfig(),
+        )
+    )  # fmt: skip
+
+
+@cache
+def _compiled_step(config: TrainConfig) -> TrainStep:
     optimizer = make_optimizer(config.optim, config.steps)
     schedule = make_schedule(config.optim.schedule, config.optim.lr, config.steps)
 
@@ -97,8 +111,8 @@ def gradient_norms(gradients: Any) -> Metrics:
     """The norm of all gradients, and of each part's: embedding, every encoder block, head."""
     parts = {name: part for name, part in gradients.items() if name != "Encoder"}
     parts |= gradients.get("Encoder", {})
-    norms = {f"grad_norm/{name}": optax.global_norm(part) for name, part in parts.items()}
-    return {"grad_norm": optax.global_norm(gradients)} | norms
+    norms = {f"grad_norm/{name}": optax.tree.norm(part) for name, part in parts.items()}
+    return {"grad_norm": optax.tree.norm(gradients)} | norms
 
 
 def _block_scalars(block: str, report: dict[str, jax.Array]) -> Metrics:

@@ -50,7 +50,7 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
 
     start = 0
-    if restored := checkpoints.restore(state):
+    if restored := checkpoints.restore(tuple(state)):
         start, state = restored.step, TrainState(*restored.state)
         batches.set_state(restored.data_position)
         for reason in restored.refused:

@@ -84,7 +84,7 @@ def test_a_field_of_a_group_that_is_none():
         ("--config.loss=softmx", r'loss="softmx" is unknown; fix: did you mean "softmax"\?'),
         ("--config.steps=0", r"steps=0 must be 1 or more"),
         ("--config.seed=-1", r"seed=-1 is negative"),
-        ("--config.data.batch_size=60", r"data\.batch_size=60 is not a multiple of .*batch_size=64"),
+        ("--config.data.batch_size=60", r"data\.batch_size=60 is not a multiple .*batch_size=64"),
         ("--config.model.width=30", r"model\.width=30 is not a multiple of num_heads=4"),
         ("--config.optim.b1=1.0", r"optim\.b1=1\.0 is no decay rate"),
         ("--config.optim.clip_norm=0", r"optim\.clip_norm=0\.0 must be positive"),
