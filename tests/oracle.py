@@ -1,4 +1,4 @@
-"""The MoE layer in float64 loops: an oracle that shares no code, and no library, with what it checks.
+"""The MoE layer in float64 loops: an oracle that shares no code with what it checks.
 
 Nothing here is fast. It is written to be compared with the paper by eye (arXiv:2106.05974,
 sections 2 and 3, appendix A). Sizes: G groups, S tokens a group, E experts, K choices, C slots,
