@@ -1,0 +1,84 @@
+"""The command: each mistake is one line and exit code 2, with nothing written; help is quick."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vmoe.cli import main
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["-h"], ["train", "--help"]])
+def test_help(flags, capsys):
+    assert main(flags) == 0
+    out = capsys.readouterr().out
+    assert "usage: vmoe COMMAND" in out
+    assert all(command in out for command in ("train", "evaluate", "demo", "configs"))
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("vmoe ")
+
+
+def test_configs(capsys):
+    assert main(["configs"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == ["demo", "fashion_mnist"]
+
+
+def test_no_command(capsys):
+    assert main([]) == 2
+    assert "usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["trian"], "there is no command trian; fix: did you mean train?"),
+        (["train"], "train needs a config"),
+        (["train", "--config=no.py"], "config file no.py does not exist"),
+        (["train", "--config=demo", "--wokdir=x"], "wokdir"),
+        (["train", "--config=demo", "extra"], "'extra' is no flag"),
+        (["train", "--config=demo", "--config.optim.lrr=1"], "did you mean optim.lr?"),
+        (["train", "--config=demo", "--config.steps=many"], "steps='many' is a str, not a int"),
+        (["train", "--config=demo", "--config.data.name=idx", "--config.data.path=nowhere"],
+         "apt-get install dataset-fashion-mnist"),
+        (["demo", "--config.model.width=30"], "model.width=30 is not a multiple of num_heads=4"),
+        (["evaluate"], "evaluate needs a workdir"),
+        (["evaluate", "--workdir=nowhere"], "nowhere/config.json cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    flags, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(flags) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("vmoe: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_importing_the_command_imports_no_jax():
+    program = "import sys, vmoe.cli; vmoe.cli.main(['--help']); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_demo_then_evaluate(tmp_path, capsys):
+    """The whole path, short; evaluate reads back what demo printed."""
+    small = [
+        "--config.steps=2", "--config.optim.schedule.warmup_steps=1", "--config.model.depth=2",
+        "--config.model.moe.layers=(1,)", "--config.model.width=8", "--config.model.patch_size=4",
+    ]  # fmt: skip
+    assert main(["demo", f"--workdir={tmp_path}/run", *small]) == 0
+    shown = capsys.readouterr().out
+    for line in ("test accuracy", "tokens dropped", "load per expert, encoderblock_1"):
+        assert line in shown
+    assert [row.split()[0] for row in shown.splitlines()[-6:-2]] == ["2.00", "1.00", "0.50", "0.25"]
+    assert main(["evaluate", f"--workdir={tmp_path}/run"]) == 0
+    again = capsys.readouterr().out
+    accuracy = [line for line in shown.splitlines() if line.startswith("test accuracy")]
+    assert accuracy[0] in again
