@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moegen import catalogue
 from moegen.dsl.declare import Declared, Expert, Router
 from moegen.errors import MoegenError, TraceError, did_you_mean
 from moegen.ir.parse import parse
 from moegen.ir.text import format_program
 from moegen.ir.verify import verify
 from moegen.passes.pipeline import STAGES
-from moegen.runtime.layer import ALIASES, compile
+from moegen.runtime.layer import ALIASES
 from moegen.runtime.schedule import Schedule
 from moegen.runtime.stages import Lowered
 
-DEFAULT_DIMS = {"G": 2, "S": 16, "D": 8, "E": 4, "F": 32}
 EXIT_BAD_INPUT = 2
 
 
@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_layer(emit)
     emit.add_argument("-o", "--output", type=Path, help="file to write; default: print")
     emit.set_defaults(run=_emit)
+
+    routers = commands.add_parser("routers", help="list the routers that come with the package")
+    routers.add_argument("--markdown", action="store_true", help="as a page, with programs")
+    routers.set_defaults(run=_routers)
 
     check = commands.add_parser("check", help="parse and verify a .moe file")
     check.add_argument("file", type=Path)
@@ -112,18 +116,18 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _lower(args: argparse.Namespace) -> Lowered:
-    import jax
-    import jax.numpy as jnp
+def _routers(args: argparse.Namespace) -> int:
+    found = catalogue.entries()
+    print(catalogue.markdown(found) if args.markdown else catalogue.table(found), end="")
+    return 0
 
+
+def _lower(args: argparse.Namespace) -> Lowered:
     router = _find(args.router, "moegen.routers", Router).bind(**_settings(args.set))
     expert = _find(args.expert, "moegen.experts", Expert)
-    dims = DEFAULT_DIMS | _dims(args.dims)
-    layer = compile(router, expert, Schedule(format=args.format, target=args.target))
-    shape = tuple(dims.pop(d) for d in ("G", "S", "D"))
-    key = None if args.deterministic else jax.random.key(0)
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return layer.lower(x, key=key, **dims)
+    schedule = Schedule(format=args.format, target=args.target)
+    sizes, key = _dims(args.dims), not args.deterministic
+    return catalogue.lower_example(router, expert, schedule, sizes, key=key)
 
 
 def _find(name: str, module: str, kind: type[Declared]) -> Any:

@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "moegen": BELOW_PUBLIC,
     "moegen.experts": {"moegen", "moegen.errors"},
     "moegen.routers": {"moegen", "moegen.errors"},
-    "moegen.cli": BELOW_PUBLIC | {"moegen", "moegen.experts", "moegen.routers"},
+    "moegen.catalogue": BELOW_PUBLIC | {"moegen", "moegen.experts", "moegen.routers"},
+    "moegen.cli": BELOW_PUBLIC | {"moegen", "moegen.catalogue", "moegen.experts", "moegen.routers"},
     "vmoe": PUBLIC,
     "bench": PUBLIC | {"vmoe"},
 }
