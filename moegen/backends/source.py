@@ -20,6 +20,7 @@ _RESERVED = frozenset(
     ]
 )
 _COMMENT_COLUMN = 78
+_CALLEE = "fn_"
 
 Template = Callable[["Emitter", Op], "list[str]"]
 """Writes the statements of one op."""
@@ -36,6 +37,7 @@ class Emitter:
       helpers: kernel functions the module has to contain, in order of first use.
       functions: local functions of `mg.call` that the module names, by their name in it.
       imports: lines that import the other functions of `mg.call`.
+      callees: the names in the module of all functions of `mg.call`.
     """
 
     program: Program
@@ -44,11 +46,24 @@ class Emitter:
     helpers: dict[str, Callable[..., Any]] = field(default_factory=dict)
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
     imports: dict[str, None] = field(default_factory=dict)
+    callees: dict[str, str] = field(default_factory=dict)
 
     def name(self, value: Value) -> str:
         """The Python name of a value."""
-        taken = value.name in _RESERVED | self.reserved or value.name in self.program.sizes
-        return f"{value.name}_" if taken else value.name
+        plain = value.name.rstrip("_")  # `acc` becomes `acc_`, so `acc_` becomes `acc__`
+        taken = plain in _RESERVED | self.reserved or plain in self.program.sizes
+        return f"{value.name}_" if taken or plain.startswith(_CALLEE) else value.name
+
+    def callee(self, function: str, hint: str) -> str:
+        """The name of a function of `mg.call` in the module: no value and no other has it."""
+        if function not in self.callees:
+            plain = "".join(c if c.isalnum() else "_" for c in hint).strip("_")
+            name, n = f"{_CALLEE}{plain}", 1
+            while name in self.callees.values():
+                n += 1
+                name = f"{_CALLEE}{plain}_{n}"
+            self.callees[function] = name
+        return self.callees[function]
 
     def results(self, op: Op) -> str:
         """The left-hand side of an assignment."""

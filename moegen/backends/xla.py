@@ -354,15 +354,14 @@ def _slot_mask(e: Emitter, op: Op) -> list[str]:
 def _function(e: Emitter, name: str) -> str:
     """Imports a function of `mg.call`, or leaves a local one to be supplied."""
     module, _, qualname = name.partition(":")
-    python = "".join(c if c.isalnum() else "_" for c in qualname)
     if "<" in qualname or "#" in qualname or module == "__main__":
-        e.functions[python] = resolve(name)
-    else:
-        first, *rest = qualname.split(".")
-        source = f"from {module} import {first}"
-        e.imports[f"{source} as {python}" if not rest and first != python else source] = None
-        python = qualname if rest else python
-    return python
+        local = e.callee(name, qualname)
+        e.functions[local] = resolve(name)
+        return local
+    first, *rest = qualname.split(".")
+    imported = e.callee(f"{module}:{first}", first)
+    e.imports[f"from {module} import {first} as {imported}"] = None
+    return ".".join([imported, *rest])
 
 
 def _mapped(e: Emitter, op: Op, args: tuple[Value, ...]) -> tuple[str, list[str]]:

@@ -89,7 +89,7 @@ class _RowOp:
             return self.again(*(self.per_row(o) for o in self.op.operands))
         if SLOT_DIMS & set(self.names("over")):
             self.refuse("mixes the rows of one expert")
-        return self.again(*self.op.operands)
+        return self.again(*(self.per_row(o) for o in self.op.operands))
 
     def is_rows(self, operand: Operand) -> bool:
         return isinstance(operand, Value) and ROWS in getattr(operand.type, "dims", ())

@@ -117,9 +117,6 @@ def test_derivative(case):
             for v in joint.cotangents
         ]
         _, got = interpret(joint, *arrays, *cotangents)
-        if case.op == "stop_gradient":  # jax sees the identity, moegen does not look through
-            assert not np.any(got["x"])
-            continue
         want = gradients(program, arrays, cotangents)
         assert got.keys() == want.keys()
         assert_same(got.values(), want.values(), 1e-5)
