@@ -453,7 +453,9 @@ def test_tokens_that_do_not_fit_the_expert():
     def half(x: mg.bf16["C D"], w: mg.bf16["D"]):
         return x * w
 
-    with pytest.raises(errors.DtypeError, match=r"half: x is declared bf16\[C, D\], tokens are f32"):
+    with pytest.raises(
+        errors.DtypeError, match=r"half: x is declared bf16\[C, D\], tokens are f32"
+    ):
         trace(first, half)
 
     @mg.expert

@@ -1,0 +1,64 @@
+"""Each pass as text in, text out. `pytest --update-golden` writes the files anew."""
+
+from pathlib import Path
+
+import pytest
+
+from moegen.ir.parse import parse
+from moegen.ir.text import format_program
+from moegen.ir.verify import verify
+from moegen.passes.canonicalize import canonicalize
+from moegen.passes.choose_format import choose_format
+from moegen.passes.differentiate import differentiate
+from moegen.passes.fuse import fuse
+from moegen.passes.select_kernels import select_kernels
+from moegen.passes.shard import shard
+from moegen.tune.choose import kernel_for
+from moegen.tune.target import target_named
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+
+
+def kernels(target):
+    return lambda p: select_kernels(p, lambda _, op: kernel_for(op, "auto", target_named(target)))
+
+
+def formatted(format, block=1):
+    """A format as the pipeline applies it."""
+    return lambda p: canonicalize(choose_format(p, format, block))
+
+
+CASES = [  # one file is the result of a pass and the input of the next
+    ("folds", canonicalize, "folds.canonicalize"),
+    ("loss", differentiate, "loss.differentiate"),
+    ("layer", canonicalize, "layer.canonicalize"),
+    ("layer.canonicalize", differentiate, "layer.differentiate"),
+    ("layer.differentiate", formatted("onehot"), "layer.onehot"),
+    ("layer.differentiate", formatted("slots"), "layer.slots"),
+    ("layer.differentiate", formatted("sorted", block=2), "layer.sorted"),
+    ("layer.onehot", fuse, "layer.onehot.fuse"),
+    ("layer.slots", fuse, "layer.slots.fuse"),
+    ("layer.sorted", fuse, "layer.sorted.fuse"),
+    ("layer.sorted.fuse", kernels("cpu"), "layer.sorted.select_kernels_cpu"),
+    ("layer.sorted.fuse", kernels("tpu_v5e"), "layer.sorted.select_kernels_tpu"),
+]
+
+
+@pytest.mark.parametrize("before, run, after", CASES, ids=[after for *_, after in CASES])
+def test_golden(before, run, after, request):
+    program = verify(parse((GOLDEN / f"{before}.moe").read_text(), f"{before}.moe"))
+    text = format_program(verify(run(program), after))
+    path = GOLDEN / f"{after}.moe"
+    if request.config.getoption("--update-golden"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_every_golden_file_belongs_to_a_test():
+    named = {name for before, _, after in CASES for name in (before, after)}
+    assert {path.stem for path in GOLDEN.glob("*.moe")} == named
+
+
+def test_shard_leaves_one_device_alone():
+    program = parse((GOLDEN / "layer.differentiate.moe").read_text())
+    assert shard(program, None) is program

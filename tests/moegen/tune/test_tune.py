@@ -1,0 +1,155 @@
+"""The cost model by hand, the choice of a format, and what the choice says of itself."""
+
+import pytest
+
+import moegen as mg
+from moegen.errors import LoweringError, ScheduleError
+from moegen.ir.parse import parse
+from moegen.tune.choose import kernel_for, pick_format
+from moegen.tune.cost import op_cost, op_flops, program_cost, value_bytes
+from moegen.tune.target import TARGETS, Target, target_named
+from tests.moegen.programs import lowered, traced
+
+CPU = target_named("cpu")
+SIZES = {"G": 2, "S": 4, "D": 3, "E": 5, "N": 8, "F": 6, "K": 2, "C": 2}
+
+
+def op(line, inputs):
+    dims = ", ".join(f"{n}={s}" for n, s in SIZES.items())
+    return parse(f"moe @p dims({dims}) ({inputs}) {{\n{line}\nreturn y=%y\n}}").ops[0]
+
+
+DOT = op('%y: f32[G, S, E] = dot(%x, %w, over="D")', "%x: f32[G, S, D], %w: f32[D, E]")
+SORTED = "%x: f32[N, D], %w: f32[E, D, F], %sizes: i32[E]"
+
+
+def grouped(block):
+    return op(f'%y: f32[N, F] = grouped_dot(%x, %w, %sizes, over="D", block={block})', SORTED)
+
+
+def test_flops_of_a_dot():
+    assert op_flops(DOT, SIZES) == 2 * 2 * 4 * 3 * 5
+
+
+def test_flops_of_a_grouped_dot_do_not_count_experts():
+    assert op_flops(grouped(1), SIZES) == 2 * 8 * 3 * 6
+    assert op_cost(grouped(4), SIZES, CPU).flops == 2 * 8 * 3 * 6
+
+
+def test_ragged_dot_on_a_cpu_is_one_dense_product_per_expert():
+    assert op_cost(grouped(1), SIZES, CPU).flops == 5 * 2 * 8 * 3 * 6
+    assert op_cost(grouped(1), SIZES, target_named("tpu")).flops == 2 * 8 * 3 * 6
+
+
+def test_flops_of_the_rest():
+    add = op("%y: f32[S, D] = add(%a, %b)", "%a: f32[S, D], %b: f32[D]")
+    assert op_flops(add, SIZES) == 4 * 3
+    total = op('%y: f32[S] = sum(%a, over="D")', "%a: f32[S, D]")
+    assert op_flops(total, SIZES) == 4 * 3 + 4
+    mask = op('%y: f32[G, S, E, C] = slot_mask(%a, dtype="f32")', "%a: i32[G, S, K]")
+    assert op_flops(mask, SIZES) == 2 * (2 * 4 * 5 * 2)
+
+
+def test_bytes():
+    cost = op_cost(DOT, SIZES, CPU)
+    assert cost.bytes == 4 * (2 * 4 * 3 + 3 * 5 + 2 * 4 * 5)
+    (x, _) = DOT.inputs
+    assert value_bytes(x.type, SIZES) == 96
+    assert value_bytes(traced().program.inputs[2].type, SIZES) == 0  # a key
+
+
+def test_seconds_are_the_slower_of_arithmetic_and_memory():
+    slow_math = Target("a", "cpu", 1.0, 1e9, 0.5, 1)
+    slow_memory = Target("b", "cpu", 1e9, 1.0, 0.5, 1)
+    cost = op_cost(DOT, SIZES, slow_math)
+    assert cost.seconds == cost.flops + 0.5
+    assert op_cost(DOT, SIZES, slow_memory).seconds == cost.bytes + 0.5
+
+
+def test_a_program_costs_the_sum_of_its_ops():
+    program = lowered("slots").program
+    costs = [op_cost(o, program.sizes, CPU) for o in program.ops]
+    total = program_cost(program, CPU)
+    assert total.flops == sum(c.flops for c in costs)
+    assert total.seconds == pytest.approx(sum(c.seconds for c in costs))
+
+
+def joint(**kwargs):
+    return traced(**kwargs).lower().stages["shard"]
+
+
+def test_auto_takes_the_least_estimate():
+    choice = pick_format(joint(), "auto", None, CPU)
+    seconds = {c.format: c.cost.seconds for c in choice.candidates}
+    assert choice.format == min(seconds, key=seconds.get)
+    assert (choice.forced, choice.block) == (False, CPU.row_block)
+    assert choice.explain().splitlines()[-1] == "least estimated time"
+
+
+@pytest.mark.parametrize("format", ["onehot", "slots", "sorted"])
+def test_a_forced_format_is_taken_whatever_it_costs(format):
+    choice = pick_format(joint(), format, 4, CPU)
+    assert (choice.format, choice.forced, choice.block) == (format, True, 4)
+    lines = choice.explain().splitlines()
+    assert lines[0].split() == ["format", "GFLOP", "MB", "moved", "est.", "ms"]
+    assert [line.split()[0] for line in lines[1:4]] == ["onehot", "slots", "sorted"]
+    assert [line.endswith("<- chosen") for line in lines[1:4]] == [
+        c.format == format for c in choice.candidates
+    ]
+    assert lines[4] == "asked for by the schedule"
+
+
+@mg.expert
+def mixing(x: mg.f32["C D"], w: mg.f32["D"]):
+    return x * w - mg.mean(x, over="C")
+
+
+def test_impossible_formats_are_explained():
+    choice = pick_format(joint(expert=mixing), "auto", None, CPU)
+    assert choice.format != "sorted"
+    line = choice.explain().splitlines()[3]
+    assert line.startswith("sorted    not possible: mean mixes the rows of one expert")
+
+
+def test_no_format_is_possible(monkeypatch):
+    from moegen.tune import choose
+
+    def refuse(program, format, block):
+        raise LoweringError(f"not as {format}")
+
+    monkeypatch.setattr(choose, "choose_format", refuse)
+    with pytest.raises(LoweringError, match="no format can hold it: not as onehot; not as slots"):
+        pick_format(traced().program, "auto", None, CPU)
+
+
+def test_unknown_names():
+    with pytest.raises(ScheduleError, match='format "slot" is unknown'):
+        pick_format(traced().program, "slot", None, CPU)
+    with pytest.raises(ScheduleError, match=r'target "tpu_v7" is unknown \(did you mean "tpu_v'):
+        target_named("tpu_v7")
+    assert target_named("cuda") is TARGETS["h100"]
+
+
+def test_kernels():
+    tpu = target_named("tpu")
+    assert kernel_for(DOT, "ragged_dot", tpu).kernel == "xla"
+    assert kernel_for(grouped(1), "auto", tpu).kernel == "ragged_dot"
+    assert kernel_for(grouped(1), "auto", CPU).kernel == "blocks"
+    asked = kernel_for(grouped(1), "blocks", tpu)
+    assert (asked.kernel, asked.source) == ("blocks", "schedule")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '%y: f32[N] = grouped_dot(%x, %v, %sizes, over="D", block=1)',
+        "%y: f32[N, D, F] = grouped_dot(%x, %w, %sizes, over=(), block=1)",
+        '%y: f32[E] = grouped_outer(%x, %x, %sizes, out=("E",), block=1)',
+    ],
+)
+def test_ragged_dot_is_refused_where_it_cannot_run(line):
+    product = op(line, f"{SORTED}, %v: f32[E, D]")
+    with pytest.raises(LoweringError, match="ragged_dot cannot run it") as caught:
+        kernel_for(product, "ragged_dot", CPU)
+    assert caught.value.fix == 'use Schedule(kernel="auto")'
+    assert kernel_for(product, "auto", target_named("tpu")).kernel == "blocks"
