@@ -36,10 +36,13 @@ def error_of(kind, body, x=X, **kwargs):
 
 def error_in(kind, source, x=X, **kwargs):
     namespace = {"mg": mg, "jnp": jnp, "np": np}
-    with pytest.raises(errors.MoegenError) as caught:
+
+    def run():
         exec(compile(source, "mine.py", "exec"), namespace)
-        router = namespace.get("mine", first)
-        trace(router, namespace.get("expert", scale), x, **kwargs)
+        trace(namespace.get("mine", first), namespace.get("expert", scale), x, **kwargs)
+
+    with pytest.raises(errors.MoegenError) as caught:
+        run()
     assert type(caught.value) is kind, str(caught.value)
     return caught.value
 

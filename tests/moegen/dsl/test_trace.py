@@ -179,7 +179,7 @@ def test_call_in_a_router():
 def test_call_differentiates():
     program = trace(calling)
     joint = verify(differentiate(program))
-    x, w, scale_w, _, d_gates = arguments = random_inputs(joint)
+    x, w, _, _, d_gates = arguments = random_inputs(joint)
     arguments[3] = jnp.zeros_like(arguments[3])  # nothing flows back from y
     _, got = interpret(joint, *arguments)
 
@@ -240,8 +240,8 @@ def test_call_in_an_expert_is_refused_by_the_sorted_format():
 def test_call_in_an_expert_runs_with_slots():
     outputs = []
     x, w, expert_w = random_inputs(trace(plain, opaque))
-    for format in ("onehot", "slots", "auto"):
-        layer = mg.compile(plain, opaque, mg.Schedule(format=format))
+    for stored in ("onehot", "slots", "auto"):
+        layer = mg.compile(plain, opaque, mg.Schedule(format=stored))
 
         def loss(w, expert_w, layer=layer):
             return (layer({"router": {"w": w}, "expert": {"w": expert_w}}, x)[0] ** 2).sum()

@@ -485,6 +485,7 @@ def scaled(x: Any, w: Any) -> Any:
 
 
 _FN = f'fn="{__name__}:scaled", batch=("G",)'
+_OUT = f'{_FN}, dims=("G", "S", "D")'
 _CALLED = {
     "x": ("f32[S, G, D]", [[[0.5, 1.0]], [[2.0, -1.0]]]),
     "w": ("f32[D]", [1.0, 2.0]),
@@ -497,11 +498,11 @@ CALL = [
         refused=f'%x, %w, {_FN}, dims=("G", "S"), dtype="f32"', match="declared is f32",
     ),
     Case(
-        "call_vjp", f"%x, %w, %ct, {_FN}, dims=(\"G\", \"S\", \"D\"), wrt=1", {"G": 1, "S": 2, "D": 2},
+        "call_vjp", f"%x, %w, %ct, {_OUT}, wrt=1", {"G": 1, "S": 2, "D": 2},
         {**_CALLED, "ct": ("f32[S, G, D]", np.ones((2, 1, 2)))}, ["f32[D]"],
         [[0.5 * (1 - math.tanh(0.5) ** 2) + 2.0 * (1 - math.tanh(2.0) ** 2),
           1.0 * (1 - math.tanh(2.0) ** 2) - 1.0 * (1 - math.tanh(-2.0) ** 2)]],
-        refused=f"%x, %key, %ct, {_FN}, dims=(\"G\", \"S\", \"D\"), wrt=1", match="must be a tensor", bad={"key": "key"},
+        refused=f"%x, %key, %ct, {_OUT}, wrt=1", match="must be a tensor", bad={"key": "key"},
         derivative=False,
     ),
 ]  # fmt: skip

@@ -89,7 +89,7 @@ def assert_same(got, want, tolerance=2e-5):
             np.testing.assert_allclose(got_, want_, rtol=0, atol=limit, err_msg=name)
 
 
-@settings(max_examples=5)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(layers(), st.sampled_from([1, 2]))
 def test_every_pass_keeps_the_meaning(program, block):
     inputs = random_inputs(program)
@@ -102,8 +102,8 @@ def test_every_pass_keeps_the_meaning(program, block):
     want = interpret(joint, *arguments)
     assert_same([want[0]], [outputs])
     assert_same([want[1]], [gradients(program, arguments)])
-    for format in ("onehot", "slots", "sorted"):
-        chosen = verify(canonicalize(choose_format(joint, format, block)), format)
+    for stored in ("onehot", "slots", "sorted"):
+        chosen = verify(canonicalize(choose_format(joint, stored, block)), stored)
         assert_same(interpret(chosen, *arguments), want)
         fused = verify(fuse(chosen), "fuse")
         assert_same(interpret(fused, *arguments), want)

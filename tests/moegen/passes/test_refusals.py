@@ -78,10 +78,10 @@ def test_sorted_refuses_experts_that_mix_rows(name):
         choose_format(program, "sorted")
     assert caught.value.what.startswith(name)
     assert caught.value.location.function == "<lambda>"
-    for format in ("onehot", "slots"):
+    for stored in ("onehot", "slots"):
         inputs = random_inputs(program)
         want, _ = interpret(program, *inputs)
-        got, _ = interpret(choose_format(program, format), *inputs)
+        got, _ = interpret(choose_format(program, stored), *inputs)
         np.testing.assert_allclose(got["y"], want["y"], rtol=1e-4, atol=1e-5)
 
 
