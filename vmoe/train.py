@@ -75,7 +75,7 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
                 log.flush()  # raises before a state that is not finite could be saved
                 checkpoints.save(step, tuple(state), batches.get_state())
                 saved = step
-            if interrupt.signal is not None:
+            if last:
                 break
     if saved == config.steps and start < config.steps:
         log.evaluation(saved, evaluate(config, state.params, test_images).scalars())
