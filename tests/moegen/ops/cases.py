@@ -261,6 +261,18 @@ SHAPE = [
         refused='%x, dims=("S", "K")', match="sum over them first|are not in",
     ),
     Case(
+        "concat", '%x, %z, dims=("E", "K"), into="A"', {"S": 2, "E": 3, "K": 1, "A": 4},
+        {"x": _M, "z": ("f32[S, K]", [[7.0], [8.0]])}, ["f32[S, A]"],
+        [[[1.0, 3.0, 2.0, 7.0], [5.0, 4.0, 0.0, 8.0]]],
+        refused='%x, %x, dims=("E", "S"), into="A"', match="differ in dims",
+    ),
+    Case(
+        "slice", '%x, over="E", start=1, into="K"', {**_ME, "K": 2}, {"x": _M}, ["f32[S, K]"],
+        [[[3.0, 2.0], [4.0, 0.0]]],
+        refused='%x, over="E", start=2, into="K"', match="K=2 from 2 reaches past E=3",
+        derivative=False,
+    ),
+    Case(
         "merge", '%x, dims=("S", "E"), into="K"', {**_ME, "K": 6}, {"x": _M}, ["f32[K]"],
         [[1.0, 3.0, 2.0, 5.0, 4.0, 0.0]],
         refused='%x, dims=("E", "S"), into="K"', match="do not follow each other",
