@@ -234,4 +234,4 @@ def usage(settings: Settings, group: Group, mask: Vector) -> dict[str, float | V
         for e, place in zip(chosen, places, strict=True):
             load[e] += has_slot(settings, place)
     asked = sum(bool(m) for m in mask) * settings.k
-    return {"load": load, "dropped": 1.0 - load.sum() / asked if asked else 1.0}
+    return {"load": load, "dropped": 1.0 - load.sum() / asked if asked else 0.0}

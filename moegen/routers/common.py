@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import moegen as mg
 
 
@@ -42,15 +45,29 @@ def _priority(weight, batch_priority):
 
 
 def usage(route, expert):
-    """`load` [E]: choices kept per expert. `dropped`: share of the choices without a slot."""
+    """`load` [E]: choices kept per expert. `dropped`: share of the choices without a slot.
+
+    Choices outside 0..E-1 count in neither; a group without any choice drops 0.
+    """
     kept = mg.cast(mg.kept(route), "f32")
-    asked = mg.cast((expert >= 0) & (expert < mg.size("E")), "f32")
+    valid = mg.cast((expert >= 0) & (expert < mg.size("E")), "f32")
+    asked = mg.sum(valid, over="S K")
     load = mg.dot(kept, mg.one_hot(expert, "E"), over="K")
-    total = mg.maximum(mg.sum(asked, over="S K"), 1.0)
     return {
         "load": mg.sum(load, over="S"),
-        "dropped": 1.0 - mg.sum(kept, over="S K") / total,
+        "dropped": (asked - mg.sum(kept, over="S K")) / mg.maximum(asked, 1.0),
     }
+
+
+def weighted_sum(weights, losses):
+    """Sum of weight * loss over the losses with a weight above 0, and 0 where there is none.
+
+    Both are dicts by name. A loss that has no weight cannot put a NaN into the sum.
+    """
+    terms = [weights[name] * loss for name, loss in losses.items() if weights[name] > 0]
+    if not terms:
+        return mg.stop_gradient(next(iter(losses.values()))) * 0.0
+    return functools.reduce(operator.add, terms)
 
 
 def renormalised(weight):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import moegen as mg
-from moegen.routers.common import balance_loss, place, renormalised, z_loss
+from moegen.routers.common import balance_loss, place, renormalised, weighted_sum, z_loss
 
 
 @mg.router
@@ -36,6 +36,6 @@ def mixtral(
         multiple_of=multiple_of, rounding=rounding, dropless=dropless,
         batch_priority=batch_priority,
     )  # fmt: skip
-    balance, z = balance_loss(gates, expert), z_loss(logits)
-    auxiliary = balance_loss_weight * balance + z_loss_weight * z
-    return route, {"auxiliary_loss": auxiliary, "balance_loss": balance, "z_loss": z, **report}
+    losses = {"balance_loss": balance_loss(gates, expert), "z_loss": z_loss(logits)}
+    weights = {"balance_loss": balance_loss_weight, "z_loss": z_loss_weight}
+    return route, {"auxiliary_loss": weighted_sum(weights, losses), **losses, **report}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import moegen as mg
+from moegen.routers.common import place, weighted_sum
 
 
 @mg.router
@@ -20,7 +21,7 @@ def noisy_top_k(
     multiple_of: int | None = 4,
     rounding: str = "ceil",
     dropless: bool = False,
-    batch_priority: bool = False,
+    batch_priority: bool | str = False,
     importance_loss_weight: float = 0.0,
     load_loss_weight: float = 0.0,
     gshard_loss_weight: float = 0.0,
@@ -35,13 +36,15 @@ def noisy_top_k(
       w: router weights, no bias.
       key: for the noise. None: no noise and no load loss.
       noise: a recorded standard normal draw that replaces the key's.
-      mask: False for padding; such tokens take no slot and count in no statistic of use.
+      mask: False for padding; such tokens take no slot and do not count in `load` and
+        `dropped`. The losses do count them: they are for training, which has no padding.
       k: experts per token.
       noise_std: divided by E before use.
       capacity_factor, multiple_of, rounding: see `moegen.compute_capacity`.
       capacity: rows per expert and group, instead of the factor.
       dropless: no capacity at all.
-      batch_priority: largest gate first (BPR), instead of token order.
+      batch_priority: largest gate first (BPR), "sum" for the largest sum of the k gates, or
+        False for token order.
       importance_loss_weight, load_loss_weight, gshard_loss_weight: parts of auxiliary_loss.
 
     Returns:
@@ -56,23 +59,17 @@ def noisy_top_k(
     noisy = _add_noise(logits, key, noise, sigma)
     gates = mg.softmax(noisy, over="E")
     weight, expert = mg.top_k(gates, k, over="E")
-    chosen = expert if mask is None else mg.where(mask, expert, -1)
-    if capacity is None and not dropless:
-        capacity = mg.capacity(k, capacity_factor, rounding=rounding, multiple_of=multiple_of)
-    route = mg.assign(
-        chosen,
-        weight,
-        capacity=None if dropless else capacity,
-        priority="gate" if batch_priority else None,
-    )
-
-    importance, gshard = importance_loss(logits), gshard_loss(gates)
-    auxiliary = importance_loss_weight * importance + gshard_loss_weight * gshard
-    losses = {"importance_loss": importance, "gshard_loss": gshard}
+    route, report = place(
+        expert, weight, mask, k=k, capacity_factor=capacity_factor, capacity=capacity,
+        multiple_of=multiple_of, rounding=rounding, dropless=dropless,
+        batch_priority=batch_priority,
+    )  # fmt: skip
+    losses = {"importance_loss": importance_loss(logits), "gshard_loss": gshard_loss(gates)}
+    weights = {"importance_loss": importance_loss_weight, "gshard_loss": gshard_loss_weight}
     if noisy is not logits:
         losses["load_loss"] = load_loss(logits, noisy, sigma, k)
-        auxiliary = auxiliary + load_loss_weight * losses["load_loss"]
-    return route, {"auxiliary_loss": auxiliary, **losses, **usage(route, chosen)}
+        weights["load_loss"] = load_loss_weight
+    return route, {"auxiliary_loss": weighted_sum(weights, losses), **losses, **report}
 
 
 def _add_noise(logits, key, noise, sigma):
@@ -104,15 +101,3 @@ def gshard_loss(gates):
     first = mg.one_hot(mg.argmax(gates, over="E"), "E")
     share, gate = mg.mean(first, over="S"), mg.mean(gates, over="S")
     return mg.mean(share * gate, over="E") * float(mg.size("E") ** 2)
-
-
-def usage(route, expert):
-    """How many choices each expert keeps, and the share of choices without a slot."""
-    kept = mg.cast(mg.kept(route), "f32")
-    asked = mg.cast(expert >= 0, "f32")
-    load = mg.dot(kept, mg.one_hot(expert, "E"), over="K")
-    total = mg.maximum(mg.sum(asked, over="S K"), 1.0)
-    return {
-        "load": mg.sum(load, over="S"),
-        "dropped": 1.0 - mg.sum(kept, over="S K") / total,
-    }

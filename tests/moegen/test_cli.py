@@ -9,7 +9,7 @@ from moegen import cli
 from moegen.ir.parse import parse
 from moegen.passes.pipeline import STAGES
 
-FILE = '''
+FILE = """
 import moegen as mg
 
 @mg.router
@@ -20,7 +20,7 @@ def first(x: mg.f32["S D"], w: mg.f32["D E"]):
 @mg.expert
 def scale(x: mg.f32["C D"], w: mg.f32["D"]):
     return x * w
-'''
+"""
 
 
 @pytest.fixture
