@@ -31,20 +31,28 @@ class OpDef:
     `derive(b, op, *cotangents)` emits the adjoint and returns one value or None per operand;
     a cotangent is None where nothing flows back into that result.
     `arity` is the least and the most number of operands (None: no bound).
+    `attributes` are the names of all attributes it may have.
     `elementwise` marks ops that act on each element alone, which any kernel can absorb.
     """
 
     name: str = ""
     arity: tuple[int, int | None] = (1, 1)
+    attributes: tuple[str, ...] = ()
     elementwise: bool = False
     opaque: bool = False
 
     def types(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
-        """Checks the number of operands and runs the type rule."""
+        """Checks the number of operands and the attributes' names, and runs the type rule."""
         least, most = self.arity
         if len(operands) < least or (most is not None and len(operands) > most):
             bound = str(least) if least == most else f"{least} to {most}" if most else f"{least}+"
             raise ShapeError(f"takes {bound} operand(s), got {len(operands)}")
+        for name in attrs:
+            if name not in self.attributes:
+                raise VerifyError(
+                    f"has no attribute {name}{did_you_mean(name, self.attributes)}",
+                    fix=f"attributes are {', '.join(self.attributes) or 'none'}",
+                )
         return self.infer(dims, *operands, **attrs)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:

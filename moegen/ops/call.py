@@ -67,6 +67,7 @@ class Call(OpDef):
     """
 
     name = "call"
+    attributes = ("fn", "batch", "dims", "dtype")
     arity = (0, None)
     opaque = True
 
@@ -113,6 +114,7 @@ class CallVjp(OpDef):
     """
 
     name = "call_vjp"
+    attributes = ("fn", "batch", "dims", "dtype", "wrt")
     arity = (2, None)
     opaque = True
 

@@ -251,6 +251,7 @@ class Cast(OpDef):
     """`cast(x, dtype="f32")`: converts elements; gradients are converted back."""
 
     name = "cast"
+    attributes = ("dtype",)
     elementwise = True
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:

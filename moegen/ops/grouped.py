@@ -36,6 +36,7 @@ class GroupedDot(OpDef):
     """`grouped_dot(rows, w, sizes, over="D")`: rows[N, D] times w[E, D, F] of each row's expert."""
 
     name = "grouped_dot"
+    attributes = ("over", "out", "epilogue", "block", "kernel", "tile", "source")
     arity = (3, None)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -65,6 +66,7 @@ class GroupedOuter(OpDef):
     """`grouped_outer(a, b, sizes)`: per expert, the sum over its rows of a[N, D] b[N, F]."""
 
     name = "grouped_outer"
+    attributes = ("out", "block", "kernel", "tile", "source")
     arity = (3, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -86,6 +88,7 @@ class GroupedSum(OpDef):
     """`grouped_sum(a, sizes)`: per expert, the sum of its rows: [N, F] to [E, F]."""
 
     name = "grouped_sum"
+    attributes = ("block", "kernel", "tile", "source")
     arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:

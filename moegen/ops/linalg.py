@@ -60,6 +60,7 @@ class Dot(OpDef):
     """
 
     name = "dot"
+    attributes = ("over", "out", "epilogue", "block", "kernel", "tile", "source")
     arity = (2, None)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:

@@ -24,6 +24,8 @@ class Draw(OpDef):
     group has its own key: results do not change with the number of devices.
     """
 
+    attributes = ("dims", "dtype", "stream")
+
     def __init__(self, name: str, sample: Callable[..., Any]):
         self.name = name
         self._sample = sample

@@ -58,6 +58,7 @@ class Sum(Reduction):
     """`sum(x, over="S")`."""
 
     name = "sum"
+    attributes = ("over",)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         _require_numbers(tensor(operands[0]))
@@ -76,6 +77,7 @@ class Mean(Reduction):
     """`mean(x, over="S")`: the sum divided by the number of elements."""
 
     name = "mean"
+    attributes = ("over",)
     floats = True
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
@@ -108,6 +110,7 @@ class Max(_Extreme):
     """`max(x, over="E")`."""
 
     name = "max"
+    attributes = ("over",)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jnp.max(arrays[0], axis=_axes(env, attrs["over"]))
@@ -118,6 +121,7 @@ class Min(_Extreme):
     """`min(x, over="E")`."""
 
     name = "min"
+    attributes = ("over",)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jnp.min(arrays[0], axis=_axes(env, attrs["over"]))
@@ -128,6 +132,7 @@ class Argmax(OpDef):
     """`argmax(x, over="E")`: index of the largest element, the lowest index on ties."""
 
     name = "argmax"
+    attributes = ("over",)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, over = _operand(operands, attrs, floats=False)
@@ -146,6 +151,7 @@ class Softmax(Along):
     """`softmax(x, over="E")`: exp(x) normalised to sum 1 over the dims."""
 
     name = "softmax"
+    attributes = ("over",)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jax.nn.softmax(arrays[0], axis=_axes(env, attrs["over"]))
@@ -161,6 +167,7 @@ class LogSumExp(Reduction):
     """`logsumexp(x, over="E")`: log of the sum of exponentials."""
 
     name = "logsumexp"
+    attributes = ("over",)
     floats = True
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
@@ -176,6 +183,7 @@ class Cumsum(Along):
     """`cumsum(x, over="S")`: running sum along one dim; `reverse=True` from the end."""
 
     name = "cumsum"
+    attributes = ("over", "reverse")
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, (_,) = _operand(operands, attrs, floats=False)

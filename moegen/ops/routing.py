@@ -93,6 +93,7 @@ class Assign(OpDef):
     """
 
     name = "assign"
+    attributes = ("capacity",)
     arity = (2, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -213,6 +214,7 @@ class Dispatch(OpDef):
     """
 
     name = "dispatch"
+    attributes = ("weighted",)
     arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -243,6 +245,7 @@ class Combine(OpDef):
     """
 
     name = "combine"
+    attributes = ("weighted",)
     arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:

@@ -76,6 +76,7 @@ class RowNumbers(OpDef):
     """
 
     name = "row_numbers"
+    attributes = ("block",)
     arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -112,6 +113,7 @@ class InvertSlots(OpDef):
     """
 
     name = "invert_slots"
+    attributes = ("dims",)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         dims.shape(attrs["dims"])
@@ -160,6 +162,7 @@ class TakeItems(OpDef):
     """`take_items(x, token, dims=("E", "G", "C"))`: x[G, S, ...] at the tokens the slots name."""
 
     name = "take_items"
+    attributes = ("dims",)
     arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -239,6 +242,7 @@ class MatchSlots(OpDef):
     """`match_slots(y, slot, x, dtype="f32")`: per choice, its slot's row times its token's."""
 
     name = "match_slots"
+    attributes = ("dtype",)
     arity = (3, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -258,6 +262,7 @@ class SlotMask(OpDef):
     """
 
     name = "slot_mask"
+    attributes = ("dtype",)
     arity = (1, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:

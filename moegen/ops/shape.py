@@ -22,6 +22,7 @@ class Full(OpDef):
     """`full(0.0, dims=("G", "S"), dtype="f32")`: one number everywhere."""
 
     name = "full"
+    attributes = ("dims", "dtype")
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         (value,) = operands
@@ -42,6 +43,7 @@ class Iota(OpDef):
     """`iota(dim="S")`: the index along a dim, i32."""
 
     name = "iota"
+    attributes = ("dim",)
     arity = (0, 0)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -60,6 +62,7 @@ class Broadcast(OpDef):
     """`broadcast(x, dims=("G", "S", "E"))`: repeats and reorders to exactly these dims."""
 
     name = "broadcast"
+    attributes = ("dims",)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, out = tensor(operands[0]), tuple(attrs["dims"])
@@ -83,6 +86,7 @@ class Merge(OpDef):
     """`merge(x, dims=("M", "Q"), into="E")`: adjacent dims become one, the last runs fastest."""
 
     name = "merge"
+    attributes = ("dims", "into")
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, parts = tensor(operands[0]), tuple(attrs["dims"])
@@ -108,6 +112,7 @@ class Split(OpDef):
     """`split(x, dim="E", into=("M", "Q"))`: one dim becomes several of known sizes."""
 
     name = "split"
+    attributes = ("dim", "into")
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, parts = tensor(operands[0]), tuple(attrs["into"])
@@ -136,6 +141,7 @@ class Concat(OpDef):
     """`concat(a, b, dims=("E", "Z"), into="A")`: a's dim E followed by b's dim Z."""
 
     name = "concat"
+    attributes = ("dims", "into")
     arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -170,6 +176,7 @@ class Slice(OpDef):
     """`slice(x, over="A", start=0, into="E")`: as many elements of a dim as E has."""
 
     name = "slice"
+    attributes = ("over", "start", "into")
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, over, into = tensor(operands[0]), attrs["over"], attrs["into"]
@@ -191,6 +198,7 @@ class OneHot(OpDef):
     """`one_hot(index, dim="E", dtype="f32")`: 1 where the index is; nothing when out of range."""
 
     name = "one_hot"
+    attributes = ("dim", "dtype")
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x = tensor(operands[0])
@@ -214,6 +222,7 @@ class TopK(OpDef):
     """
 
     name = "top_k"
+    attributes = ("over", "k", "dim")
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, over, k = tensor(operands[0]), attrs["over"], attrs["k"]
@@ -244,6 +253,7 @@ class Take(OpDef):
     """`take(x, index, over="E")`: the element of x at each index; 0 when out of range."""
 
     name = "take"
+    attributes = ("over",)
     arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:

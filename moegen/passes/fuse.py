@@ -35,7 +35,24 @@ class _Group:
 
 def fuse(program: Program) -> Program:
     """Returns the program with elementwise ops folded into the products they follow."""
-    return _Fusion(program).run()
+    return _Fusion(hoist_copies(program)).run()
+
+
+def hoist_copies(program: Program) -> Program:
+    """Moves copies of per-expert vectors to rows up to where their operands are defined.
+
+    The sorted format makes them where they are first read, which is after the product whose
+    epilogue wants them.
+    """
+    ops: list[Op] = []
+    for op in program.ops:
+        at = len(ops)
+        if op.name == "per_row":
+            reads = {v.name for v in op.inputs}
+            while at and not any(r.name in reads for r in ops[at - 1].results):
+                at -= 1
+        ops.insert(at, op)
+    return program.with_(ops=tuple(ops))
 
 
 class _Fusion:
