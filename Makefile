@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
+# Processes that share the tests; each compiles on its own, so more than the cores do not help.
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 # One lock per jax that is supported: jax 0.10.2 is the last one for Python 3.11.
@@ -22,16 +24,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 18
-	@echo 'Variables: PYTHON=python3.13  VENV=.venv  DEMO_FLAGS="--config.steps=40"  PYTEST_FLAGS="-k router"'
+	@echo 'Variables: PYTHON=python3.13  VENV=.venv  DEMO_FLAGS="--config.steps=40"  PYTEST_FLAGS="-k router"  JOBS=2'
 
 demo: env ## train a small V-MoE on handwritten digits, evaluate it, print the result
 	$(BIN)/vmoe demo $(DEMO_FLAGS)
 
 test: env ## run the tests (all but those marked nightly)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(PYTEST_FLAGS)
 
 nightly: env ## run every test, with many more random examples
-	$(BIN)/python -m pytest -m "nightly or not nightly" --hypothesis-profile=nightly $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "nightly or not nightly" --hypothesis-profile=nightly --numprocesses=$(JOBS) --dist=loadfile $(PYTEST_FLAGS)
 
 lint: env ## ruff (lint and format) and mypy strict
 	$(BIN)/ruff check
