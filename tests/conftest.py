@@ -5,6 +5,7 @@ several devices start a subprocess with their own XLA_FLAGS, so that the rest ru
 a user would.
 """
 
+import gc
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -12,6 +13,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
+import jax
+import pytest
 from hypothesis import settings
 
 # No deadline: a first example compiles, the others do not. Derandomized: the same commit gives the
@@ -27,3 +30,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="write golden files and the README's generated blocks anew, to be read in the diff",
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compilations():
+    """Drops what a file compiled when its tests are over: kept, it adds up to gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -5,8 +5,11 @@
 
 1,437 training images of 8x8 pixels, 360 test images. A V-MoE with 4 blocks of width 64, of which
 blocks 1 and 3 have 8 experts, 2 to a token. Evaluated at capacity factor 2, so that next to nothing
-is dropped. Expected: at least 96 % test accuracy (98.9 % with seed 0; one image is 0.28 points)
-after about 70 s of CPU time, compile included.
+is dropped.
+
+Expected: at least 96 % test accuracy in about 50 s on two cores, compile included. Measured: 98.9,
+97.2 and 97.8 % with seeds 0, 1 and 2. One test image is 0.28 points, and the settings were chosen
+by their score with seed 0, so that seed flatters them.
 """
 
 from vmoe.config import CheckpointConfig, DataConfig, OptimConfig, ScheduleConfig, TrainConfig
