@@ -120,7 +120,9 @@ def emit_function(
 def emit_module(emitter: Emitter, functions: Sequence[str], doc: str, tail: str) -> str:
     """Puts docstring, imports, dims, kernels and functions together."""
     callees = with_callees(emitter.helpers)
-    imports = [*_std_imports(callees), "import jax", "import jax.numpy as jnp", *emitter.imports]
+    own = [line for line in emitter.imports if line != "import functools"]
+    std = dict.fromkeys((*_std_imports(callees), *(i for i in emitter.imports if i not in own)))
+    imports = [*std, "import jax", "import jax.numpy as jnp", *own]
     needed = [f"# {n}: a local function of the router or expert" for n in emitter.functions]
     dims = [f"{n} = {size}" for n, size in emitter.program.dims]
     helpers = [inspect.getsource(h).rstrip() for h in callees]

@@ -367,6 +367,10 @@ def _function(e: Emitter, name: str) -> str:
 def _mapped(e: Emitter, op: Op, args: tuple[Value, ...]) -> tuple[str, list[str]]:
     """The function mapped over the dims that ride along, and its arguments."""
     call, batch = _function(e, op.attr["fn"]), tuple(op.attr["batch"])
+    if settings := op.attr.get("settings"):
+        e.imports["import functools"] = None
+        given = ", ".join(f"{name}={value!r}" for name, value in settings)
+        call = f"functools.partial({call}, {given})"
     for dim in reversed(batch):
         axes = tuple(0 if dim in dims_of(v) else None for v in args)
         call = f"jax.vmap({call}, in_axes={axes})"

@@ -341,17 +341,31 @@ def kept(route: TracedRoute) -> Traced:
     return emit("kept", route)  # type: ignore[no-any-return]
 
 
-def call(fn: Callable[..., Any], *args: Traced, out: ArraySpec) -> Traced:
+def call(
+    fn: Callable[..., Any], *args: Traced, out: ArraySpec, **settings: int | float | str
+) -> Traced:
     """Any JAX function as one op, differentiated by jax.vjp.
 
     Args:
       fn: takes arrays without the dims that ride along, returns one array.
       *args: traced values.
       out: the type of the result, for example mg.f32["S E"].
+      **settings: keyword arguments of fn that stay the same, such as a number of iterations.
     """
     hidden = current().hidden
     given = {d for a in args for d in traced(a).type.dims}
     batch = tuple(d for d in hidden if d in given)
     dtype = out.dtype or args[0].dtype
     dims = (*batch, *visible(out.dims))
-    return emit("call", *args, fn=remember(fn), batch=batch, dims=dims, dtype=dtype)  # type: ignore[no-any-return]
+    for name, value in settings.items():
+        if not isinstance(value, int | float | str):
+            raise located(
+                TraceError(
+                    f"setting {name} of {getattr(fn, '__name__', fn)} is a {type(value).__name__}",
+                    fix="settings are numbers and strings; give traced values as arguments",
+                )
+            )
+    fixed = tuple(settings.items()) or None
+    return emit(  # type: ignore[no-any-return]
+        "call", *args, fn=remember(fn), batch=batch, dims=dims, dtype=dtype, settings=fixed
+    )

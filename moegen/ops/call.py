@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -63,11 +64,12 @@ class Call(OpDef):
     """`call(args..., fn="module:name", batch=("G",), dims=("G", "S", "E"), dtype="f32")`.
 
     The function sees arrays without the batch dims, in the order of the remaining dims, and
-    returns one array of the declared remaining dims.
+    returns one array of the declared remaining dims. `settings=(("k", 2),)` are keyword
+    arguments for it.
     """
 
     name = "call"
-    attributes = ("fn", "batch", "dims", "dtype")
+    attributes = ("fn", "batch", "dims", "dtype", "settings")
     arity = (0, None)
     opaque = True
 
@@ -78,7 +80,7 @@ class Call(OpDef):
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         types = tuple(tensor(v.type) for v in env.op.inputs)
-        return _batched_call(attrs["fn"], types, tuple(attrs["batch"]))(*arrays)
+        return _batched_call(attrs, types)(*arrays)
 
     def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
         grads: list[Value | None] = []
@@ -87,7 +89,7 @@ class Call(OpDef):
             if wanted is None:
                 grads.append(None)
                 continue
-            extra = {k: op.attr[k] for k in ("fn", "batch", "dims")}
+            extra = {k: v for k, v in op.attr.items() if k != "dtype"}
             grads.append(b.one("call_vjp", *op.operands, cotangents[0], wrt=i, **extra))
         return tuple(grads)
 
@@ -96,7 +98,7 @@ def _check_result(dims: Dims, operands: Any, attrs: dict[str, Any], result: Tens
     """Raises a ShapeError unless the function returns the declared type."""
     types = tuple(tensor(o) for o in operands)
     args = [jax.ShapeDtypeStruct(dims.shape(t.dims), JAX_DTYPES[t.dtype]) for t in types]
-    got = jax.eval_shape(_batched_call(attrs["fn"], types, tuple(attrs["batch"])), *args)
+    got = jax.eval_shape(_batched_call(attrs, types), *args)
     if got.shape != dims.shape(result.dims) or dtype_name(got.dtype) != result.dtype:
         raise ShapeError(
             f"{attrs['fn']} returns {dtype_name(got.dtype)}{list(got.shape)}, declared is "
@@ -114,7 +116,7 @@ class CallVjp(OpDef):
     """
 
     name = "call_vjp"
-    attributes = ("fn", "batch", "dims", "dtype", "wrt")
+    attributes = ("fn", "batch", "dims", "dtype", "settings", "wrt")
     arity = (2, None)
     opaque = True
 
@@ -129,7 +131,7 @@ class CallVjp(OpDef):
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         *args, ct = arrays
         *types, ct_type = (tensor(v.type) for v in env.op.inputs)
-        fn = _batched_call(attrs["fn"], tuple(types), tuple(attrs["batch"]))
+        fn = _batched_call(attrs, tuple(types))
         ordered = align(ct, ct_type.dims, tuple(attrs["dims"]))
         return call_vjp(fn, args, ordered, attrs["wrt"])
 
@@ -144,9 +146,10 @@ def call_vjp(fn: Callable[..., Any], args: Any, cotangent: Any, wrt: int) -> Any
     return pull(cotangent)[0]
 
 
-def _batched_call(name: str, types: tuple[Tensor, ...], batch: tuple[str, ...]) -> Any:
+def _batched_call(attrs: dict[str, Any], types: tuple[Tensor, ...]) -> Any:
     """The function over whole arrays: batch dims first, then mapped over."""
-    fn = resolve(name)
+    batch = tuple(attrs["batch"])
+    fn = functools.partial(resolve(attrs["fn"]), **dict(attrs.get("settings") or ()))
     mapped = batched(fn, types, batch)
     orders = [
         (*(d for d in batch if d in t.dims), *(d for d in t.dims if d not in batch)) for t in types

@@ -56,7 +56,7 @@ def noisy_top_k(
     """
     logits = mg.dot(mg.cast(x, "f32"), w, over="D")
     sigma = noise_std / mg.size("E")
-    noisy = _add_noise(logits, key, noise, sigma)
+    noisy = add_noise(logits, key, noise, sigma)
     gates = mg.softmax(noisy, over="E")
     weight, expert = mg.top_k(gates, k, over="E")
     route, report = place(
@@ -72,7 +72,7 @@ def noisy_top_k(
     return route, {"auxiliary_loss": weighted_sum(weights, losses), **losses, **report}
 
 
-def _add_noise(logits, key, noise, sigma):
+def add_noise(logits, key, noise, sigma):
     """Adds normal noise; returns the logits themselves where there is none."""
     if sigma == 0.0 or (key is None and noise is None):
         return logits
@@ -80,24 +80,24 @@ def _add_noise(logits, key, noise, sigma):
     return logits + unit * sigma
 
 
-def importance_loss(logits):
+def importance_loss(logits, *, experts="E", tokens="S"):
     """Squared coefficient of variation of the experts' summed gates, without noise."""
-    return mg.cv2(mg.sum(mg.softmax(logits, over="E"), over="S"), over="E")
+    return mg.cv2(mg.sum(mg.softmax(logits, over=experts), over=tokens), over=experts)
 
 
-def load_loss(logits, noisy, sigma, k):
+def load_loss(logits, noisy, sigma, k, *, experts="E", tokens="S"):
     """The same of the chance that each expert is chosen if its noise were drawn again.
 
     The threshold is the k-th largest noisy logit.
     """
-    top, _ = mg.top_k(noisy, k, over="E")
+    top, _ = mg.top_k(noisy, k, over=experts)
     threshold = mg.min(top, over="K")
     chance = 1.0 - mg.normal_cdf((threshold - logits) / sigma)
-    return mg.cv2(mg.mean(chance, over="S"), over="E")
+    return mg.cv2(mg.mean(chance, over=tokens), over=experts)
 
 
-def gshard_loss(gates):
+def gshard_loss(gates, *, experts="E", tokens="S"):
     """E^2 times the mean over experts of (share of first choices) * (mean gate)."""
-    first = mg.one_hot(mg.argmax(gates, over="E"), "E")
-    share, gate = mg.mean(first, over="S"), mg.mean(gates, over="S")
-    return mg.mean(share * gate, over="E") * float(mg.size("E") ** 2)
+    first = mg.one_hot(mg.argmax(gates, over=experts), experts)
+    share, gate = mg.mean(first, over=tokens), mg.mean(gates, over=tokens)
+    return mg.mean(share * gate, over=experts) * float(mg.size(experts) ** 2)
