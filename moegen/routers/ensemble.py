@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import jax
+
 import moegen as mg
 from moegen.errors import ShapeError
 from moegen.routers.common import place, weighted_sum
 from moegen.routers.noisy_top_k import add_noise, gshard_loss, importance_loss, load_loss
 
+BY_WIDTH = jax.nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
+"""LeCun normal with D inputs, as one router over all experts has."""
+
 
 @mg.router
 def ensemble(
     x: mg.floating["S D"],
-    w: mg.f32["D M Q"],
+    w: mg.f32["D M Q"].init(BY_WIDTH),
     key: mg.Key = None,
     noise: mg.f32["S Q"] = None,
     mask: mg.bool_["S"] = None,

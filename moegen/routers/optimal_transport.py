@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -219,11 +219,11 @@ def semi_dual(
     def plan(price: jax.Array) -> jax.Array:
         return simplex_projection(score + price, rows, top)
 
-    def go_on(state: tuple[jax.Array, ...]) -> jax.Array:
+    def go_on(state: Any) -> Any:
         step, error = state[0], state[1]
         return (step < iterations) & (error > TOLERANCE)
 
-    def adam(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def adam(state: Any) -> Any:
         step, _, price, first, second = state
         slope = plan(price).sum(0) - columns
         first, second = 0.9 * first + 0.1 * slope, 0.999 * second + 0.001 * slope**2
