@@ -6,9 +6,9 @@ The relative error of an array is max|ours - recorded| / max|recorded|.
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import moegen as mg
 
@@ -31,6 +31,26 @@ def load(name):
     with np.load(DATA / f"{name}.npz") as file:
         arrays = dict(file)
     return json.loads((DATA / f"{name}.json").read_text())["cases"], arrays
+
+
+def pairs(cases, every):
+    """Parametrizes by case and form: every n-th case in a format, the others nightly.
+
+    Compiling takes most of the time, and formats differ in how rows move, not in what is routed.
+
+    Args:
+      cases: from `load`.
+      every: {form: n}.
+    """
+    params = [
+        pytest.param(
+            case, form, id=f"case{case['case']}-{form}",
+            marks=() if (number + 1) % n == 0 else pytest.mark.nightly,
+        )
+        for form, n in every.items()
+        for number, case in enumerate(cases)
+    ]  # fmt: skip
+    return pytest.mark.parametrize("case, form", params)
 
 
 def arrays_of(case, arrays):

@@ -29,8 +29,7 @@ FORMATS = ("onehot", "slots")
 every_format = pytest.mark.parametrize("form", FORMATS)
 
 
-@every_format
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"case{c['case']}")
+@recorded.pairs(CASES, {"slots": 1, "onehot": 4})
 def test_recorded(case, form, record_property):
     want = arrays_of(case, ARRAYS)
     assert ("noise_unit" in want) == case["noisy"]
