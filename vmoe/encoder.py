@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from vmoe.ensemble import repeat_images
 from vmoe.layers.attention import attention, init_attention
 from vmoe.layers.dropout import dropout
 from vmoe.layers.mlp import init_mlp, mlp
@@ -92,13 +93,17 @@ def encode(
     """Runs all blocks on tokens x [B, T, D]; `moe_inputs` has one entry per MoE block, in order.
 
     Returns:
-      Tokens before encoder_norm, and the metrics: auxiliary_loss f32[G], summed over the MoE
-      blocks, and each MoE block's report under its name; {} for a dense model.
+      Tokens before encoder_norm, [B * M, T, D] for an ensemble of M members, and the metrics:
+      auxiliary_loss f32[G] or [G, M], summed over the MoE blocks, and each MoE block's report
+      under its name; {} for a dense model.
     """
     metrics: dict[str, Any] = {}
     rest = iter(moe_inputs or ())
+    first = min(config.moe.layers) if config.moe else None
     for index in range(config.depth):
         name = block_name(index)
+        if index == first:  # members share all blocks before the experts, which are the same
+            x, mask = repeat_images((x, mask), config.ensemble_size)
         inputs = next(rest, None) if config.is_sparse(index) else None
         x, aux = encoder_block(
             config, params[name], x,

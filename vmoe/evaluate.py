@@ -15,6 +15,7 @@ from vmoe import model
 from vmoe.config import TrainConfig
 from vmoe.data.images import Images
 from vmoe.data.pipeline import evaluation_batches
+from vmoe.ensemble import average
 from vmoe.losses import LOSSES, targets
 from vmoe.model_config import ModelConfig
 
@@ -90,6 +91,7 @@ def capacity_sweep(
 def _batch_sums(config: ModelConfig, loss: str, params: Any, batch: dict[str, jax.Array]) -> Any:
     mask = batch["mask"]
     logits, routing = model.apply(config, params, batch["images"], mask=mask)
+    logits = average(loss, logits, config.ensemble_size)
     losses = LOSSES[loss](logits, targets(batch["labels"], config.num_classes))
     right = jnp.argmax(logits, axis=-1) == batch["labels"]
     reports = {block: report for block, report in routing.items() if isinstance(report, dict)}
@@ -107,4 +109,4 @@ def _pairs_per_image(config: ModelConfig, shape: tuple[int, ...]) -> int:
     if config.moe is None:
         return 0
     tokens = (shape[1] // config.patch_size) * (shape[2] // config.patch_size)
-    return (tokens + (config.head == "token")) * config.moe.router.k
+    return (tokens + (config.head == "token")) * config.moe.router.k * config.ensemble_size

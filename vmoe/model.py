@@ -85,6 +85,9 @@ def apply(
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Maps images [B, H, W, channels] (floating) to logits f32[B, num_classes].
 
+    An ensemble of M members gives [B * M, num_classes], an image's members in a row; see
+    `vmoe.ensemble` for what they say together.
+
     Args:
       config: the model.
       params: from `init`, or a checkpoint with the same tree.
@@ -96,8 +99,8 @@ def apply(
         a recorded draw that replaces the key's.
 
     Returns:
-      Logits, and metrics: auxiliary_loss f32[G], summed over the MoE blocks, and each MoE
-      block's report under its name; {} for a dense model.
+      Logits, and metrics: auxiliary_loss f32[G], or [G, M] of an ensemble, summed over the MoE
+      blocks, and each MoE block's report under its name; {} for a dense model.
 
     Raises:
       UserError: names the argument that does not fit, and the fix.

@@ -12,7 +12,7 @@ HEADS = ("token", "gap", "map")
 POSITIONS = ("learned", "sincos2d", "none")
 DTYPES = ("float32", "bfloat16")
 FORMATS = ("auto", "onehot", "slots", "sorted")
-ROUTERS = ("noisy_top_k",)
+ROUTERS = ("noisy_top_k", "ensemble")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class RouterConfig:
     """How tokens choose experts.
 
     Attributes:
-      name: the router; one of ROUTERS.
+      name: the router; one of ROUTERS. "ensemble" goes with MoEConfig.ensemble_size.
       k: experts per token.
       noise_std: standard deviation of the training noise on the logits, before division by E.
       capacity_factor: buffer rows per expert, relative to an even load.
@@ -51,7 +51,10 @@ class MoEConfig:
     Attributes:
       num_experts: experts per MoE block.
       layers: indices of the blocks whose MLP is replaced, counted from 0.
-      group_images: images whose tokens compete for the same buffers (8 in the paper).
+      group_images: images whose tokens compete for the same buffers (8 in the paper); each
+        with its copies, where there is an ensemble.
+      ensemble_size: members of a partitioned ensemble (E^3), who share the experts out among
+        them. From the first MoE block on, every image is there once per member.
       dropout: rate inside the experts.
       format: moegen's storage of the routing decision; one of FORMATS.
       router: how tokens choose experts.
@@ -60,6 +63,7 @@ class MoEConfig:
     num_experts: int = 8
     layers: tuple[int, ...] = (1, 3)
     group_images: int = 8
+    ensemble_size: int = 1
     dropout: float = 0.0
     format: str = "auto"
     router: RouterConfig = field(default_factory=RouterConfig)
@@ -131,6 +135,11 @@ class ModelConfig:
         """Whether block number `block` is an MoE block."""
         return self.moe is not None and block in self.moe.layers
 
+    @property
+    def ensemble_size(self) -> int:
+        """Rows of logits per image: the members of the ensemble, 1 where there is none."""
+        return 1 if self.moe is None else self.moe.ensemble_size
+
 
 def _divides(config: ModelConfig) -> None:
     if config.width % config.num_heads:
@@ -146,7 +155,7 @@ def _divides(config: ModelConfig) -> None:
 
 
 def _validate_moe(moe: MoEConfig, depth: int) -> None:
-    for name in ("num_experts", "group_images"):
+    for name in ("num_experts", "group_images", "ensemble_size"):
         _at_least_one(f"moe.{name}", getattr(moe, name))
     _rate("moe.dropout", moe.dropout)
     _one_of("moe.format", moe.format, FORMATS)
@@ -170,17 +179,30 @@ def _validate_moe(moe: MoEConfig, depth: int) -> None:
             f"moe.layers={moe.layers} must name at least one block, and each block once; "
             "fix: moe=None gives a dense model"
         )
-    _validate_router(moe.router, moe.num_experts)
+    _validate_ensemble(moe)
+    _validate_router(moe.router, moe.num_experts, moe.ensemble_size)
 
 
-def _validate_router(router: RouterConfig, num_experts: int) -> None:
+def _validate_ensemble(moe: MoEConfig) -> None:
+    if moe.ensemble_size > 1 and moe.router.name != "ensemble":
+        raise UserError(
+            f"moe.ensemble_size={moe.ensemble_size} needs a router that keeps members apart, not "
+            f'"{moe.router.name}"; fix: moe.router.name="ensemble"'
+        )
+    if moe.num_experts % moe.ensemble_size:
+        raise UserError(
+            f"moe.num_experts={moe.num_experts} cannot be shared out evenly among "
+            f"moe.ensemble_size={moe.ensemble_size} members; fix: make it a multiple"
+        )
+
+
+def _validate_router(router: RouterConfig, num_experts: int, members: int) -> None:
     _one_of("moe.router.name", router.name, ROUTERS)
     _at_least_one("moe.router.k", router.k)
-    if router.k > num_experts:
-        raise UserError(
-            f"moe.router.k={router.k} is more than moe.num_experts={num_experts}; "
-            f"fix: pick k <= {num_experts}"
-        )
+    own = num_experts // members
+    if router.k > own:
+        what = "moe.num_experts" if members == 1 else "moe.num_experts / moe.ensemble_size"
+        raise UserError(f"moe.router.k={router.k} is more than {what}={own}; fix: pick k <= {own}")
     for name in ("capacity_factor", "eval_capacity_factor"):
         factor = getattr(router, name)
         if factor is not None and not factor > 0:

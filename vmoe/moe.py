@@ -23,12 +23,17 @@ Aux = dict[str, jax.Array]
 def init_moe(key: jax.Array, config: MoEConfig, width: int, mlp_dim: int) -> Params:
     """Returns Router/dense/kernel [D, E] and Mlp/Dense_{0,1} with a leading expert dim.
 
+    The kernel of the ensemble router is [D, M, E / M].
+
     Every expert is drawn with its own seed. The released system draws all with one seed unless
     told to split it, so that its experts start identical; ours never do.
     """
     expert_keys = jax.random.split(named_key(key, "Mlp"), config.num_experts)
     router_key = named_key(key, "Router")
-    kernel = draw_kernel(lecun_normal, router_key, (width,), (config.num_experts,))
+    shape: tuple[int, ...] = (config.num_experts,)
+    if config.router.name == "ensemble":
+        shape = (config.ensemble_size, config.num_experts // config.ensemble_size)
+    kernel = draw_kernel(lecun_normal, router_key, (width,), shape)
     return {
         "Router": {"dense": {"kernel": kernel}},
         "Mlp": jax.vmap(lambda k: init_mlp(k, width, mlp_dim))(expert_keys),
@@ -50,11 +55,13 @@ def moe_block(
     Args:
       config: experts and router.
       params: from `init_moe`.
-      x: tokens, f32 or bf16; the router computes in f32.
+      x: tokens, f32 or bf16; the router computes in f32. In an ensemble, M rows of the batch
+        in a row are one image's, one for each member.
       train: training capacity, noise and dropout.
       key: for noise and dropout; only used in training.
       mask: bool[B], False for padding images, which take no place in any buffer.
-      inputs: further inputs of the router, such as a recorded noise f32[G, S, E].
+      inputs: further inputs of the router, such as a recorded noise f32[G, S, E], for the
+        tokens as `group_tokens` orders them.
 
     Returns:
       y [B, T, D] (0 for tokens without a place), and the router's report per group.
@@ -62,18 +69,37 @@ def moe_block(
     Raises:
       UserError: if the batch is not a whole number of groups.
     """
-    batch, tokens, width = x.shape
-    groups = group_count(batch, config.group_images)
+    batch, tokens, _ = x.shape
+    members = config.ensemble_size
+    groups = group_count(batch // members, config.group_images)
     given = {name: value for name, value in (inputs or {}).items() if value is not None}
     if mask is not None:
-        given["mask"] = jnp.repeat(mask, tokens).reshape(groups, -1)
+        per_token = jnp.broadcast_to(mask[:, None], (batch, tokens))
+        given["mask"] = group_tokens(per_token, groups, members)
     y, aux = compiled_layer(config, train)(
         _layer_params(params, x.dtype),
-        x.reshape(groups, -1, width),
+        group_tokens(x, groups, members),
         key=key if train else None,
         **given,
     )
-    return y.reshape(batch, tokens, width), aux
+    return ungroup_tokens(y, x.shape, members), aux
+
+
+def group_tokens(x: jax.Array, groups: int, members: int) -> jax.Array:
+    """[B, T, ...] as [G, S, ...]; of an ensemble, the members' copies of a token stand together.
+
+    Position s of a group is then of member s mod M, as the ensemble router has it.
+    """
+    batch, tokens, *rest = x.shape
+    by_member = x.reshape(batch // members, members, tokens, *rest)
+    return jnp.swapaxes(by_member, 1, 2).reshape(groups, -1, *rest)
+
+
+def ungroup_tokens(x: jax.Array, shape: tuple[int, ...], members: int) -> jax.Array:
+    """The inverse of `group_tokens`, back to shape [B, T, ...]."""
+    batch, tokens, *rest = shape
+    by_member = x.reshape(batch // members, tokens, members, *rest)
+    return jnp.swapaxes(by_member, 1, 2).reshape(shape)
 
 
 def group_count(batch: int, group_images: int) -> int:

@@ -13,6 +13,7 @@ import optax
 
 from vmoe import model
 from vmoe.config import CheckpointConfig, DataConfig, TrainConfig
+from vmoe.ensemble import repeat_images
 from vmoe.losses import LOSSES, targets, training_loss
 from vmoe.optim import make_optimizer
 from vmoe.schedules import make_schedule
@@ -92,6 +93,7 @@ def loss(
     """The training loss of a batch, and what is reported of it."""
     logits, routing = model.apply(config.model, params, batch["images"], key=key, train=True)
     wanted = targets(batch["labels"], config.model.num_classes, config.label_smoothing)
+    wanted = repeat_images(wanted, config.model.ensemble_size)
     main = LOSSES[config.loss](logits, wanted)
     total, auxiliary = training_loss(main, routing)
     metrics = {
