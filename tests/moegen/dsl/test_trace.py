@@ -264,3 +264,34 @@ def test_specs_print():
     assert mg.floating[""].accepts("bf16")
     assert not mg.floating[""].accepts("i32")
     assert Tensor(mg.i32["S"].dtype, mg.i32["S"].dims) == Tensor("i32", ("S",))
+
+
+def raised(x: jax.Array, *, power: int) -> jax.Array:
+    return x**power
+
+
+@mg.router
+def by_power(x: mg.f32["S D"], w: mg.f32["D E"], *, power: object = 3):
+    gates = mg.call(raised, mg.dot(x, w, over="D"), out=mg.f32["S E"], power=power)
+    weight, expert = mg.top_k(gates, 1, over="E")
+    return mg.assign(expert, weight, capacity=4), {"gates": gates}
+
+
+def test_settings_of_a_call_reach_the_function_and_its_gradient():
+    layer = mg.compile(by_power, scale, mg.Schedule(format="slots"))
+    x = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    params = layer.init(jax.random.key(1), x, experts=2)
+    gates = layer(params, x)[1]["gates"]
+    logits = jnp.einsum("gsd,de->gse", x, params["router"]["w"])
+    np.testing.assert_allclose(gates, logits**3, rtol=1e-4, atol=1e-6)
+    total = jax.grad(lambda x: layer(params, x)[1]["gates"].sum())(x)
+    expected = jnp.einsum("gse,de->gsd", 3 * logits**2, params["router"]["w"])
+    np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-5)
+    assert 'settings=(("power", 3),)' in layer.lower(params, x).as_text("trace")
+
+
+def test_a_setting_that_is_no_number_or_string_is_refused():
+    layer = mg.compile(by_power.bind(power=[3]), scale)
+    with pytest.raises(TraceError, match="setting power of raised is a list") as info:
+        layer.trace(jax.ShapeDtypeStruct((2, 4, 3), "float32"), experts=2)
+    assert "give traced values as arguments" in str(info.value)

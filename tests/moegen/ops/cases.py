@@ -491,9 +491,9 @@ GROUPED = [
 ]  # fmt: skip
 
 
-def scaled(x: Any, w: Any) -> Any:
+def scaled(x: Any, w: Any, *, times: float = 1.0) -> Any:
     """What the `call` cases call: [S, D] and [D] without the group dim."""
-    return jnp.tanh(x * w)
+    return jnp.tanh(x * w * times)
 
 
 _FN = f'fn="{__name__}:scaled", batch=("G",)'
@@ -505,8 +505,9 @@ _CALLED = {
 _PRODUCT = [[0.5, 2.0], [2.0, -2.0]]
 CALL = [
     Case(
-        "call", f'%x, %w, {_FN}, dims=("G", "S", "D"), dtype="f32"', {"G": 1, "S": 2, "D": 2},
-        _CALLED, ["f32[G, S, D]"], [[[[math.tanh(v) for v in row] for row in _PRODUCT]]],
+        "call", f'%x, %w, {_FN}, dims=("G", "S", "D"), dtype="f32", settings=(("times", 0.5),)',
+        {"G": 1, "S": 2, "D": 2}, _CALLED, ["f32[G, S, D]"],
+        [[[[math.tanh(0.5 * v) for v in row] for row in _PRODUCT]]],
         refused=f'%x, %w, {_FN}, dims=("G", "S"), dtype="f32"', match="declared is f32",
     ),
     Case(
