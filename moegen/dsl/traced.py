@@ -55,8 +55,13 @@ class Tracing:
         return self._profile is None or callable(self._profile)
 
     def _note_locals(self, frame: FrameType, event: str, arg: Any) -> None:
-        """Remembers the author's names: on return, what each local variable holds."""
-        if event != "return" or is_internal(frame.f_code.co_filename):
+        """Remembers the author's names: on return, what each local variable holds.
+
+        Comprehensions are left out: they have frames of their own in Python 3.11 only, and
+        programs shall not depend on the version.
+        """
+        code = frame.f_code
+        if event != "return" or code.co_name.endswith("comp>") or is_internal(code.co_filename):
             return
         for name, held in frame.f_locals.items():
             if isinstance(held, Traced | TracedRoute) and name != "_":

@@ -89,7 +89,6 @@ def selection_report(best, token, mask=None):
     taken = best > 0.0
     hot = mg.one_hot(token, "S") * mg.cast(taken, "f32")
     count = mg.sum(hot, over="E C")
-    shown = count if mask is None else mg.where(mask, count, float(experts))
     real = mg.cast(count >= 0.0 if mask is None else mask, "f32")
     items = mg.maximum(mg.sum(real, over="S"), 1.0)
     thresholds = [2**i for i in range((experts - 1).bit_length())] + [experts]
@@ -103,7 +102,9 @@ def selection_report(best, token, mask=None):
     return {
         "load": mg.sum(mg.cast(taken, "f32"), over="C"),
         "dropped": mg.sum(mg.cast(count == 0.0, "f32") * real, over="S") / items,
-        "num_experts_per_item_min": mg.min(shown, over="S"),
+        "num_experts_per_item_min": mg.min(
+            count if mask is None else mg.where(mask, count, float(experts)), over="S"
+        ),
         "num_experts_per_item_max": mg.max(count, over="S"),
         "min_selected_gate": mg.min(mg.where(taken, best, 1.0), over="E C"),
         "max_selected_gate": mg.max(best, over="E C"),

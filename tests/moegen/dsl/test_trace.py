@@ -151,6 +151,22 @@ def test_a_profiler_is_left_in_place():
         sys.setprofile(before)
 
 
+@mg.router
+def comprehending(x: mg.f32["S D"], w: mg.f32["D E"]):
+    gates = mg.dot(x, w, over="D")
+    parts = [part for part in (gates * 2.0, gates * 3.0)]  # noqa: C416 - the loop variable
+    both = parts[0] + parts[1]
+    weight, expert = mg.top_k(both, 1, over="E")
+    return mg.assign(expert, weight, capacity=2)
+
+
+def test_loop_variables_of_comprehensions_name_nothing():
+    """Python 3.11 gives a comprehension a frame of its own, later versions do not."""
+    names = {r.name for op in trace(comprehending).ops for r in op.results}
+    assert {"gates", "both"} <= names
+    assert "part" not in names
+
+
 # --- mg.call ----------------------------------------------------------------------------
 
 
