@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 18
-	@echo 'Variables: PYTHON=python3.13  VENV=.venv  DEMO_FLAGS="--config.steps=40"  PYTEST_FLAGS="-k router"  JOBS=2'
+	@echo 'Variables: PYTHON=python3.13  VENV=.venv  DEMO_FLAGS="--config.steps=100"  PYTEST_FLAGS="-k router"  JOBS=2'
 
 demo: env ## train a small V-MoE on handwritten digits, evaluate it, print the result
 	$(BIN)/vmoe demo $(DEMO_FLAGS)
