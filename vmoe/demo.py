@@ -13,6 +13,7 @@ from vmoe.config import TrainConfig
 from vmoe.data import pipeline
 from vmoe.errors import UserError
 from vmoe.evaluate import Report, capacity_sweep, evaluate
+from vmoe.routing import has_setting
 from vmoe.state import init_state
 from vmoe.train import train
 
@@ -28,7 +29,8 @@ def demo(config: TrainConfig, out: TextIO = sys.stdout) -> int:
         return 128 + outcome.stopped_by
     print(f"trained in {time.perf_counter() - begin:.0f} s, compile included\n", file=out)
     print_report(evaluate(config, outcome.state.params, outcome.test), out)
-    if config.model.moe is not None:
+    moe = config.model.moe
+    if moe is not None and has_setting(moe.router, "capacity_factor", "batch_priority"):
         rows = capacity_sweep(config, outcome.state.params, outcome.test)
         print_sweep(rows, out)
     print(f"\n{time.perf_counter() - begin:.0f} s in all", file=out)

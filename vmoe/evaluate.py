@@ -54,13 +54,14 @@ def evaluate(config: TrainConfig, params: Any, images: Images) -> Report:
         totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
     count = float(totals["images"])
     load = totals["load"]
-    pairs = len(load) * float(totals["pairs"])
+    asked = sum(float(pairs) for pairs in totals["asked"].values())
+    kept = sum(float(per_expert.sum()) for per_expert in load.values())
     return Report(
         images=int(count),
         accuracy=float(totals["right"]) / count,
         loss=float(totals["loss"]) / count,
-        dropped=1.0 - sum(float(kept.sum()) for kept in load.values()) / pairs if load else None,
-        load={block: kept / max(float(kept.sum()), 1.0) for block, kept in load.items()},
+        dropped=1.0 - kept / asked if load else None,
+        load={block: own / max(float(own.sum()), 1.0) for block, own in load.items()},
     )
 
 
@@ -94,19 +95,21 @@ def _batch_sums(config: ModelConfig, loss: str, params: Any, batch: dict[str, ja
     logits = average(loss, logits, config.ensemble_size)
     losses = LOSSES[loss](logits, targets(batch["labels"], config.num_classes))
     right = jnp.argmax(logits, axis=-1) == batch["labels"]
-    reports = {block: report for block, report in routing.items() if isinstance(report, dict)}
+    # Soft and expert-choice routers keep no count of choices: nobody chooses, or experts do.
+    reports = {b: r for b, r in routing.items() if isinstance(r, dict) and "load" in r}
     return {
         "images": jnp.sum(mask),
         "right": jnp.sum(right & mask),
         "loss": jnp.sum(jnp.where(mask, losses, 0.0)),
-        "pairs": jnp.sum(mask) * _pairs_per_image(config, batch["images"].shape),
+        "asked": {block: _asked(report) for block, report in reports.items()},
         "load": {block: jnp.sum(report["load"], axis=0) for block, report in reports.items()},
     }
 
 
-def _pairs_per_image(config: ModelConfig, shape: tuple[int, ...]) -> int:
-    """(token, choice) pairs that one image brings to one MoE block."""
-    if config.moe is None:
-        return 0
-    tokens = (shape[1] // config.patch_size) * (shape[2] // config.patch_size)
-    return (tokens + (config.head == "token")) * config.moe.router.k * config.ensemble_size
+def _asked(report: dict[str, jax.Array]) -> jax.Array:
+    """(token, choice) pairs that wanted a place in a block: whole numbers, read off the shares.
+
+    A group that asked kept at least one, because a capacity is at least 1.
+    """
+    kept = jnp.sum(report["load"], axis=-1)
+    return jnp.sum(jnp.round(kept / jnp.maximum(1.0 - report["dropped"], 1e-6)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from vmoe.errors import UserError
 
@@ -12,7 +13,23 @@ HEADS = ("token", "gap", "map")
 POSITIONS = ("learned", "sincos2d", "none")
 DTYPES = ("float32", "bfloat16")
 FORMATS = ("auto", "onehot", "slots", "sorted")
-ROUTERS = ("noisy_top_k", "ensemble")
+ROUTERS = (
+    "noisy_top_k",
+    "ensemble",
+    "expert_choice",
+    "group_limited",
+    "hash_layer",
+    "loss_free",
+    "mixtral",
+    "null_experts",
+    "shared_experts",
+    "sigmoid_top_k",
+    "soft",
+    "switch",
+    "transport_expert_choice",
+    "transport_token_choice",
+)
+"""Routers of moegen, by name; a test holds the list to `moegen.routers`."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,10 @@ class RouterConfig:
       batch_priority: largest gate first instead of token order (BPR).
       dropless: no capacity; every choice is served.
       importance_loss_weight, load_loss_weight, gshard_loss_weight: parts of auxiliary_loss.
+      settings: further settings by the router's own names, such as (("jitter", 0.1),). A field
+        above that the router does not have must keep its default.
+      dims: sizes of dims that only this router has: (("C", 1),) gives soft one slot per expert,
+        (("Z", 2),) gives null_experts two of them.
     """
 
     name: str = "noisy_top_k"
@@ -42,6 +63,8 @@ class RouterConfig:
     importance_loss_weight: float = 0.005
     load_loss_weight: float = 0.005
     gshard_loss_weight: float = 0.0
+    settings: tuple[tuple[str, Any], ...] = ()
+    dims: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

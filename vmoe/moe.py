@@ -10,32 +10,28 @@ import jax
 import jax.numpy as jnp
 
 import moegen
-from moegen import experts, routers
+from moegen import experts
 from vmoe.errors import UserError
 from vmoe.layers.mlp import init_mlp
-from vmoe.layers.params import Params, draw_kernel, lecun_normal, named_key
-from vmoe.model_config import MoEConfig, RouterConfig
+from vmoe.layers.params import Params, named_key
+from vmoe.model_config import MoEConfig
+from vmoe.routing import bound_router, init_router, router_arrays, takes_input
 
 Aux = dict[str, jax.Array]
 """What a router reports, each with the group dim first: losses, load, dropped."""
 
 
 def init_moe(key: jax.Array, config: MoEConfig, width: int, mlp_dim: int) -> Params:
-    """Returns Router/dense/kernel [D, E] and Mlp/Dense_{0,1} with a leading expert dim.
+    """Returns Router (mostly dense/kernel [D, E]) and Mlp/Dense_{0,1} with a leading expert dim.
 
-    The kernel of the ensemble router is [D, M, E / M].
+    The kernel of the ensemble router is [D, M, E / M]; see `init_router`.
 
     Every expert is drawn with its own seed. The released system draws all with one seed unless
     told to split it, so that its experts start identical; ours never do.
     """
     expert_keys = jax.random.split(named_key(key, "Mlp"), config.num_experts)
-    router_key = named_key(key, "Router")
-    shape: tuple[int, ...] = (config.num_experts,)
-    if config.router.name == "ensemble":
-        shape = (config.ensemble_size, config.num_experts // config.ensemble_size)
-    kernel = draw_kernel(lecun_normal, router_key, (width,), shape)
     return {
-        "Router": {"dense": {"kernel": kernel}},
+        "Router": init_router(named_key(key, "Router"), config, width),
         "Mlp": jax.vmap(lambda k: init_mlp(k, width, mlp_dim))(expert_keys),
     }
 
@@ -76,12 +72,17 @@ def moe_block(
     if mask is not None:
         per_token = jnp.broadcast_to(mask[:, None], (batch, tokens))
         given["mask"] = group_tokens(per_token, groups, members)
+    if takes_input(config.router, "ids"):  # an image's patches are known by their positions
+        ids = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32), (batch, tokens))
+        given.setdefault("ids", group_tokens(ids, groups, members))
     y, aux = compiled_layer(config, train)(
         _layer_params(params, x.dtype),
         group_tokens(x, groups, members),
         key=key if train else None,
         **given,
     )
+    # Routers without a loss of their own add nothing to the training loss.
+    aux.setdefault("auxiliary_loss", jnp.zeros((groups,), jnp.float32))
     return ungroup_tokens(y, x.shape, members), aux
 
 
@@ -128,24 +129,6 @@ def compiled_layer(config: MoEConfig, train: bool) -> Any:
     )
 
 
-def bound_router(config: RouterConfig, train: bool) -> Any:
-    """The moegen router with the settings of the config, for training or evaluation."""
-    factor = config.capacity_factor
-    if not train and config.eval_capacity_factor is not None:
-        factor = config.eval_capacity_factor
-    return getattr(routers, config.name).bind(
-        k=config.k,
-        noise_std=config.noise_std,
-        capacity_factor=factor,
-        multiple_of=config.capacity_multiple_of or None,
-        batch_priority=config.batch_priority,
-        dropless=config.dropless,
-        importance_loss_weight=config.importance_loss_weight,
-        load_loss_weight=config.load_loss_weight,
-        gshard_loss_weight=config.gshard_loss_weight,
-    )
-
-
 def _layer_params(params: Params, dtype: jnp.dtype) -> Params:
     """Renames the tree for moegen; the experts compute in `dtype`, the router in f32."""
     first, second = params["Mlp"]["Dense_0"], params["Mlp"]["Dense_1"]
@@ -156,6 +139,6 @@ def _layer_params(params: Params, dtype: jnp.dtype) -> Params:
         "b2": second["bias"],
     }
     return {
-        "router": {"w": params["Router"]["dense"]["kernel"]},
+        "router": router_arrays(params["Router"]),
         "expert": {name: weight.astype(dtype) for name, weight in expert.items()},
     }

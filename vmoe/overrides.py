@@ -74,6 +74,8 @@ def bind(kind: Any, value: Any, path: str = "") -> Any:
     Raises:
       UserError: names the path of the field, and the nearest real field or the expected type.
     """
+    if kind is Any:
+        return value
     if dataclasses.is_dataclass(kind):
         return _bind_dataclass(kind, value, path)
     if typing.get_origin(kind) in (types.UnionType, typing.Union):

@@ -1,0 +1,76 @@
+"""Every router of moegen in the model, by name: it trains, and says what it does not have."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moegen import routers
+from vmoe import model
+from vmoe.errors import UserError
+from vmoe.model_config import ROUTERS, ModelConfig, MoEConfig, RouterConfig
+from vmoe.routing import bound_router, has_setting, init_router
+
+OWN_DIMS = {"soft": (("C", 2),), "null_experts": (("Z", 2),)}
+IMAGES = jax.random.normal(jax.random.key(0), (4, 4, 4, 1))
+
+
+def config(name: str, **changes) -> ModelConfig:
+    router = RouterConfig(name=name, dims=OWN_DIMS.get(name, ()))
+    members = 2 if name == "ensemble" else 1
+    moe = MoEConfig(num_experts=4, layers=(0,), group_images=2, ensemble_size=members)
+    moe = replace(moe, router=replace(router, **changes))
+    return ModelConfig(
+        num_classes=3, patch_size=2, width=8, depth=1, mlp_dim=8, num_heads=2, head="gap", moe=moe
+    )
+
+
+def test_the_list_is_that_of_moegen():
+    assert sorted(ROUTERS) == sorted(routers.__all__)
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_every_router_trains(name):
+    """One gradient step without NaN, and a gradient for the router where one is learnt."""
+    cfg = config(name, k=1 if name == "ensemble" else 2)
+    params = model.init(cfg, jax.random.key(1), IMAGES.shape[1:])
+
+    def loss(params):
+        logits, metrics = model.apply(cfg, params, IMAGES, key=jax.random.key(2), train=True)
+        return jnp.mean(jnp.sin(logits)) + jnp.mean(metrics["auxiliary_loss"])
+
+    grads = jax.grad(loss)(params)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    learnt = jax.tree.leaves(grads["Encoder"]["encoderblock_0"]["Moe"]["Router"])
+    assert (name == "hash_layer") == (not learnt)
+    # The transport routers weight by plan only through the gates; k_sparse may pick weights of 1.
+    if learnt:
+        assert max(float(jnp.abs(g).max()) for g in learnt) > 0
+
+
+def test_a_changed_field_that_the_router_lacks_is_refused():
+    with pytest.raises(UserError, match=r'moe.router.dropless=True means nothing to .* "soft"'):
+        bound_router(replace(config("soft").moe.router, dropless=True), train=True)
+
+
+def test_own_settings_are_passed_on_and_checked():
+    router = replace(config("switch").moe.router, settings=(("jitter", 0.25),))
+    assert dict(bound_router(router, train=True).settings)["jitter"] == 0.25
+    wrong = replace(router, settings=(("jiter", 0.25),))
+    with pytest.raises(UserError, match=r'no setting jiter \(did you mean "jitter"\?\)'):
+        bound_router(wrong, train=True)
+
+
+def test_a_dim_without_a_size_says_how_to_give_it():
+    moe = replace(config("soft").moe, router=RouterConfig(name="soft"))
+    with pytest.raises(
+        UserError, match=r'size of C is not known .*moe.router.dims=\(\("C", 1\),\)'
+    ):
+        init_router(jax.random.key(0), moe, 8)
+
+
+def test_which_routers_have_a_capacity():
+    with_one = {n for n in ROUTERS if has_setting(RouterConfig(name=n), "capacity_factor")}
+    assert set(ROUTERS) - with_one == {"soft", "shared_experts"}
