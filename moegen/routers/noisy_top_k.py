@@ -92,7 +92,7 @@ def load_loss(logits, noisy, sigma, k, *, experts="E", tokens="S"):
     """
     top, _ = mg.top_k(noisy, k, over=experts)
     threshold = mg.min(top, over="K")
-    chance = 1.0 - mg.normal_cdf((threshold - logits) / sigma)
+    chance = mg.normal_cdf((logits - threshold) / sigma)  # 1 - cdf(-z) would lose the tail
     return mg.cv2(mg.mean(chance, over=tokens), over=experts)
 
 

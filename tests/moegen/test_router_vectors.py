@@ -183,6 +183,8 @@ def name_of(case) -> str:
     return "-".join(words)
 
 
+RECORDED_LOGITS = np.load(DATA / "router_logits.npy")
+"""The logits before noise, added up in the order of the recorded run (jax 0.10.2)."""
 every_case = pytest.mark.parametrize("case", RECORDED, ids=name_of)
 every_format = pytest.mark.parametrize("form", FORMATS)
 
@@ -227,7 +229,24 @@ def check(errors, record_property):
     """Every error within the tolerance; the report (--junitxml) has the numbers."""
     for name, error in errors.items():
         record_property(name, error)
-    assert {n: e for n, e in errors.items() if not e <= TOLERANCE} == {}
+    assert {n: e for n, e in errors.items() if not e <= tolerance(n)} == {}
+
+
+def tolerance(name: str) -> float:
+    """2e-6 where the logits are those of the recording, to the bit.
+
+    The gradient of the load loss multiplies a rounding of a logit by z / sigma, and sigma is 1/8:
+    a jax that adds the 16 terms of a logit in another order (0.12 does) is up to 4.4e-6 from the
+    exact gradient, where the recording itself is 1.7e-6 from it.
+    """
+    return TOLERANCE if same_logits() or name != "grad_kernel_aux_only" else 2 * TOLERANCE
+
+
+@functools.cache
+def same_logits() -> bool:
+    ours = jnp.einsum("GSD,DE->GSE", ARRAYS["inputs"], ARRAYS["kernel"])
+    np.testing.assert_allclose(ours, RECORDED_LOGITS, atol=1e-6)
+    return np.array_equal(ours, RECORDED_LOGITS)
 
 
 def check_jitted(case, form, record_property):
