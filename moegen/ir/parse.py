@@ -15,16 +15,23 @@ _TOKEN = re.compile(
       | (?P<newline>\n)
       | (?P<comment>//[^\n]*)
       | (?P<string>"(?:[^"\\\n]|\\.)*")
-      | (?P<number>[-+]?(?:inf|nan|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)(?![\w]))
-      | (?P<value>%[A-Za-z_]\w*)
-      | (?P<symbol>@[A-Za-z_][\w.]*)
-      | (?P<word>[A-Za-z_]\w*)
+      | (?P<number>[-+]?(?:\d+(?:\.\d*)?(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)(?!\w)
+                  |[-+](?:inf|nan)(?!\w))
+      | (?P<value>%[^\W\d]\w*)
+      | (?P<symbol>@[^\W\d][\w.]*)
+      | (?P<word>[^\W\d]\w*)
       | (?P<punct>[()\[\]{}=,:])
     """,
     re.VERBOSE,
 )
 _LOCATION = re.compile(r"//\s*(?P<file>\S+):(?P<line>\d+)\s*$")
-_CONSTANTS = {"True": True, "False": False, "None": None}
+_CONSTANTS = {
+    "True": True,
+    "False": False,
+    "None": None,
+    "inf": float("inf"),
+    "nan": float("nan"),
+}
 
 
 def parse(text: str, filename: str = "<text>") -> Program:

@@ -1,0 +1,34 @@
+"""Layers that random programs found wrong; each is the smallest one, by hand."""
+
+import pytest
+
+import moegen as mg
+from tests.moegen.random.checks import check_layer
+from tests.moegen.random.layers import Case, draw_arrays, trace
+
+SIZES = {"G": 2, "S": 4, "E": 4, "D": 2, "F": 3}
+
+
+def check(router, expert, **options):
+    layer = trace(router, expert, SIZES, key=options.pop("key", False))
+    return check_layer(Case(layer, draw_arrays(layer.program, 0), **options))
+
+
+@mg.router
+def top_1(x: mg.f32["S D"], w: mg.f32["D E"]):
+    weight, expert = mg.top_k(mg.dot(x, w, over="D"), 1, over="E")
+    return mg.assign(expert, weight, capacity=2)
+
+
+@mg.expert
+def dense(x: mg.f32["C D"], w: mg.f32["D F"]):
+    return mg.dot(x, w, over="D")
+
+
+@pytest.mark.parametrize("name", ["inf", "nan", "grad", "λ", "größe"])
+def test_outputs_with_names_that_the_parser_took_for_something_else(name):
+    @mg.router
+    def router(x: mg.f32["S D"], w: mg.f32["D E"]):
+        return top_1(x, w), {name: mg.mean(x, over="S D")}
+
+    check(router, dense)
