@@ -97,7 +97,19 @@ class _RowOp:
     def again(self, *operands: Operand, **changes: object) -> tuple[Value, ...]:
         attrs = {**self.op.attr, **changes}
         hints = [r.name for r in self.op.results]
-        return self.b.emit(self.op.name, *operands, hints=hints, **attrs)
+        results = self.b.emit(self.op.name, *operands, hints=hints, **attrs)
+        return tuple(map(self.in_order, results, self.op.results))
+
+    def in_order(self, made: Value, before: Value) -> Value:
+        """Keeps the order of a row's own dims.
+
+        Elementwise results have the order of their longest operand, and rows are two dims
+        shorter now, so that a per-expert operand may have become the longest.
+        """
+        wanted = to_rows(_dims(before))
+        if _dims(made) == wanted or set(_dims(made)) != set(wanted):
+            return made
+        return self.b.one("broadcast", made, dims=wanted, hint=before.name)
 
     def names(self, attr: str) -> tuple[str, ...]:
         given = self.op.attr.get(attr, ())

@@ -32,3 +32,13 @@ def test_outputs_with_names_that_the_parser_took_for_something_else(name):
         return top_1(x, w), {name: mg.mean(x, over="S D")}
 
     check(router, dense)
+
+
+def test_weights_with_more_dims_than_sorted_rows():
+    """Rows [N, F] are shorter than the weights [N, D, F] beside them; the result is [N, F, D]."""
+
+    @mg.expert
+    def outer(x: mg.f32["C D"], w: mg.f32["D F"]):
+        return mg.dot(x, w, over="D") * w
+
+    assert "sorted" in check(top_1, outer)
