@@ -20,7 +20,6 @@ EXPRESSIONS: dict[str, str] = {
     "rsqrt": "jax.lax.rsqrt({0})",
     "square": "jnp.square({0})",
     "abs": "jnp.abs({0})",
-    "sign": "jnp.sign({0})",
     "relu": "jax.nn.relu({0})",
     "gelu": "jax.nn.gelu({0})",
     "silu": "jax.nn.silu({0})",

@@ -126,7 +126,11 @@ _UNARY: tuple[tuple[str, Callable[..., Any], Partial | None], ...] = (
         lambda b, op, ct: _mul(b, ct, b.one("div", _mul(b, op.result, -0.5), op.operands[0])),
     ),
     ("square", jnp.square, lambda b, op, ct: _mul(b, _mul(b, ct, 2.0), op.operands[0])),
-    ("abs", jnp.abs, _times("sign")),
+    (
+        "abs",  # at 0, JAX's derivative is 1
+        jnp.abs,
+        lambda b, op, ct: b.one("select", b.one("ge", op.operands[0], 0.0), ct, b.one("neg", ct)),
+    ),
     (
         "relu",
         jax.nn.relu,
@@ -139,7 +143,6 @@ _UNARY: tuple[tuple[str, Callable[..., Any], Partial | None], ...] = (
     ("normal_cdf", jax.scipy.stats.norm.cdf, _times("normal_pdf")),
 )
 _ONLY_IN_DERIVATIVES: tuple[tuple[str, Callable[..., Any]], ...] = (
-    ("sign", jnp.sign),
     ("gelu_grad", _gelu_grad),
     ("silu_grad", _silu_grad),
     ("sigmoid_grad", lambda x: jax.nn.sigmoid(x) * (1 - jax.nn.sigmoid(x))),
@@ -199,7 +202,7 @@ for _name, _fn, _partial in _UNARY:
     _known = _erf_partial if _name == "erf" else _partial
     add(Elementwise(_name, _fn, (_known,), floats=_name not in ("neg", "abs", "square")))
 for _name, _fn in _ONLY_IN_DERIVATIVES:
-    add(Elementwise(_name, _fn, None, floats=_name != "sign"))
+    add(Elementwise(_name, _fn, None, floats=True))
 for _name, _fn, _partials in _BINARY:
     add(Elementwise(_name, _fn, _partials, floats=_name == "div"))
 for _name, _fn in _COMPARISONS:

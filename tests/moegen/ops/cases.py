@@ -103,7 +103,7 @@ def _array(type_: str, value: Any) -> Any:
 
 
 def _unary(op: str, fn: Callable[[float], float], xs: Sequence[float], **more: Any) -> Case:
-    ints = op in ("neg", "square", "abs", "sign", "stop_gradient")
+    ints = op in ("neg", "square", "abs", "stop_gradient")
     return Case(
         op, "%x", {"S": len(xs)}, {"x": ("f32[S]", xs)}, ["f32[S]"], [[fn(x) for x in xs]],
         refused="%k" if ints else "%i", match="must be a tensor, not key" if ints else "real",
@@ -146,7 +146,6 @@ UNARY = [
     _unary("softplus", lambda x: math.log(1 + math.exp(x)), _SIGNED),
     _unary("normal_cdf", _cdf, _SIGNED),
     _unary("stop_gradient", lambda x: x, _SIGNED),
-    _unary("sign", lambda x: math.copysign(1.0, x), _SIGNED, derivative=False),
     _unary("gelu_grad", _slope(_gelu), _SIGNED, derivative=False),
     _unary("silu_grad", _slope(lambda x: x * _sigmoid(x)), _SIGNED, derivative=False),
     _unary("sigmoid_grad", _slope(_sigmoid), _SIGNED, derivative=False),

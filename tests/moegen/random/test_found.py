@@ -42,3 +42,11 @@ def test_weights_with_more_dims_than_sorted_rows():
         return mg.dot(x, w, over="D") * w
 
     assert "sorted" in check(top_1, outer)
+
+
+def test_derivative_of_abs_at_zero():
+    @mg.expert
+    def absolute(x: mg.f32["C D"]):
+        return mg.abs(x * 0.0)
+
+    check(top_1, absolute)
