@@ -32,7 +32,8 @@ def test_differentiate_twice():
 
 
 def test_missing_derivative_names_op_and_line():
-    text = "moe @p dims(S=2) (%x: f32[S]) {\n%y: f32[S] = gelu_grad(%x)  // mine.py:4\nreturn y=%y\n}"
+    text = "moe @p dims(S=2) (%x: f32[S]) {\n"
+    text += "%y: f32[S] = gelu_grad(%x)  // mine.py:4\nreturn y=%y\n}"
     with pytest.raises(DerivativeError, match="gelu_grad has no derivative rule") as caught:
         differentiate(parse(text))
     assert str(caught.value.location) == "mine.py:4"
