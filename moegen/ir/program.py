@@ -141,9 +141,8 @@ def live_ops(ops: Iterable[Op], wanted: Iterable[Value]) -> tuple[Op, ...]:
     return tuple(reversed(kept))
 
 
-def referenced_dims(program: Program) -> set[str]:
-    """Returns the dims that occur in the type of any value of the program."""
-    values = [*program.arguments, *(r for op in program.ops for r in op.results)]
+def dims_of(values: Iterable[Value]) -> set[str]:
+    """Returns the dims that occur in the types of these values."""
     found: set[str] = set()
     for value in values:
         found.update(getattr(value.type, "dims", ()))

@@ -30,6 +30,9 @@ class Tensor:
     dims: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        for dim in self.dims:
+            if type(dim) is not str or not dim.isidentifier():
+                raise DimError(f"{dim!r} is not a dim name", fix="dims have names, such as S")
         if len(set(self.dims)) != len(self.dims):
             raise DimError(
                 f"{self}: a dim appears twice", fix="give every dim of a tensor its own name"

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from moegen.errors import MoegenError, VerifyError
 from moegen.ir.builder import infer_types
 from moegen.ir.dims import Dims
-from moegen.ir.program import Literal, Op, Program, Value, referenced_dims
+from moegen.ir.program import Literal, Op, Program, Value, dims_of
 from moegen.ir.text import format_op
 from moegen.ir.types import Route, Type, cotangent_type
+
+_LIST_DIMS = "list every dim in dims(...)"
 
 
 def verify(program: Program, after: str = "") -> Program:
@@ -25,10 +27,10 @@ def verify(program: Program, after: str = "") -> Program:
     try:
         _verify_arguments(program)
         defined = {v.name: v.type for v in program.arguments}
-        dims = Dims(program.sizes)
+        dims, known = Dims(program.sizes), set(program.sizes)
         for op in program.ops:
             _verify_operands(op, defined)
-            _verify_results(op, dims, defined)
+            _verify_results(op, dims, known, defined)
         for name, value in program.outputs + program.gradients:
             _verify_returned(name, value, defined)
         _verify_joint(program)
@@ -42,11 +44,10 @@ def _verify_arguments(program: Program) -> None:
     names = [v.name for v in program.arguments]
     if len(set(names)) != len(names):
         raise VerifyError(f"@{program.name}: an argument name appears twice")
-    unknown = referenced_dims(program) - set(program.sizes)
+    unknown = dims_of(program.arguments) - set(program.sizes)
     if unknown:
         raise VerifyError(
-            f"@{program.name}: dims {', '.join(sorted(unknown))} have no size",
-            fix="list every dim in dims(...)",
+            f"@{program.name}: dims {', '.join(sorted(unknown))} have no size", fix=_LIST_DIMS
         )
     wrong = [f"{n}={s}" for n, s in program.dims if s < 0]
     if wrong or len(program.sizes) != len(program.dims):
@@ -70,7 +71,7 @@ def _verify_operands(op: Op, defined: dict[str, Type]) -> None:
             )
 
 
-def _verify_results(op: Op, dims: Dims, defined: dict[str, Type]) -> None:
+def _verify_results(op: Op, dims: Dims, known: set[str], defined: dict[str, Type]) -> None:
     try:
         types = infer_types(dims, op.name, op.operands, op.attrs, op.location)
     except VerifyError:
@@ -83,6 +84,13 @@ def _verify_results(op: Op, dims: Dims, defined: dict[str, Type]) -> None:
             f"{op.name}: results are declared {_types(declared)}, the op gives {_types(types)}",
             op=format_op(op),
             location=op.location,
+        )
+    if unknown := dims_of(op.results) - known:
+        raise VerifyError(
+            f"{op.name}: dims {', '.join(sorted(unknown))} have no size",
+            op=format_op(op),
+            location=op.location,
+            fix=_LIST_DIMS,
         )
     for result in op.results:
         if result.name in defined:

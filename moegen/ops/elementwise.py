@@ -17,7 +17,7 @@ from moegen.ir.dims import Dims
 from moegen.ir.program import Literal, Op, Operand, Value
 from moegen.ir.registry import Eval, OpDef, add, register
 from moegen.ir.types import DTYPES, Tensor, Type, cotangent_type
-from moegen.ops.named import JAX_DTYPES, align, join_types, tensor
+from moegen.ops.named import JAX_DTYPES, align, join_types, require_numbers, tensor
 
 SQRT_2_OVER_PI = 0.7978845608028654
 INV_SQRT_2 = 0.7071067811865476
@@ -30,6 +30,7 @@ Partial = Callable[..., Any]
 class Elementwise(OpDef):
     """An op given by a jnp function and one partial derivative per operand.
 
+    `takes` says which dtypes: "any", "numbers", "floats" or "bools".
     A partial is called with the builder, the op and the cotangent, and returns the
     cotangent of its operand before broadcasting is undone; None stands for no gradient.
     """
@@ -43,24 +44,24 @@ class Elementwise(OpDef):
         partials: tuple[Partial | None, ...] | None,
         *,
         dtype: str | None = None,
-        floats: bool = False,
-        bools: bool = False,
+        takes: str = "any",
     ):
         self.name = name
         self._fn = fn
         self._partials = partials
         self._dtype = dtype
-        self._floats = floats
-        self._bools = bools
+        self._takes = takes
         self.arity = (len(partials), len(partials)) if partials else (1, 1)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         joined = join_types(*operands)
-        if self._floats and not joined.is_float:
+        if self._takes == "floats" and not joined.is_float:
             raise DtypeError(
                 f"needs real numbers, got {joined}", fix='convert first: mg.cast(x, "f32")'
             )
-        if self._bools and joined.dtype != "bool":
+        if self._takes == "numbers":
+            require_numbers(joined)
+        if self._takes == "bools" and joined.dtype != "bool":
             raise DtypeError(f"needs bool, got {joined}", fix="compare first, for example x > 0")
         return (Tensor(self._dtype or joined.dtype, joined.dims),)
 
@@ -200,11 +201,12 @@ _BINARY: tuple[tuple[str, Callable[..., Any], tuple[Partial, Partial]], ...] = (
 
 for _name, _fn, _partial in _UNARY:
     _known = _erf_partial if _name == "erf" else _partial
-    add(Elementwise(_name, _fn, (_known,), floats=_name not in ("neg", "abs", "square")))
+    _takes = "numbers" if _name in ("neg", "abs", "square") else "floats"
+    add(Elementwise(_name, _fn, (_known,), takes=_takes))
 for _name, _fn in _ONLY_IN_DERIVATIVES:
-    add(Elementwise(_name, _fn, None, floats=True))
+    add(Elementwise(_name, _fn, None, takes="floats"))
 for _name, _fn, _partials in _BINARY:
-    add(Elementwise(_name, _fn, _partials, floats=_name == "div"))
+    add(Elementwise(_name, _fn, _partials, takes="floats" if _name == "div" else "numbers"))
 for _name, _fn in _COMPARISONS:
     add(Elementwise(_name, _fn, (None, None), dtype="bool"))
 for _name, _fn, _arity in (
@@ -212,8 +214,8 @@ for _name, _fn, _arity in (
     ("logical_and", jnp.logical_and, 2),
     ("logical_or", jnp.logical_or, 2),
 ):
-    add(Elementwise(_name, _fn, (None,) * _arity, bools=True))
-add(Elementwise("mod", jnp.remainder, (None, None)))
+    add(Elementwise(_name, _fn, (None,) * _arity, takes="bools"))
+add(Elementwise("mod", jnp.remainder, (None, None), takes="numbers"))
 add(Elementwise("stop_gradient", jax.lax.stop_gradient, (None,)))
 
 

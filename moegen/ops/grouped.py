@@ -10,13 +10,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from moegen.errors import ShapeError
+from moegen.errors import DtypeError, ShapeError
 from moegen.ir.dims import Dims
 from moegen.ir.program import Literal
 from moegen.ir.registry import Eval, OpDef, register
 from moegen.ir.types import EXPERT, Tensor, Type
 from moegen.ops.linalg import apply_epilogue, dot_dims, einsum_spec, with_epilogue
-from moegen.ops.named import align, dims_tuple, tensor
+from moegen.ops.named import align, dims_tuple, require_dims, tensor
 from moegen.ops.rows import ROWS
 
 
@@ -25,6 +25,19 @@ def owner_mask(sizes: Any, rows: int, dtype: Any) -> Any:
     ends = jnp.cumsum(sizes)
     at = jnp.arange(rows)[:, None]
     return ((at >= ends - sizes) & (at < ends)).astype(dtype)
+
+
+def _check_sizes(sizes: Type | Literal, **attrs: Any) -> None:
+    """Checks the number of rows of each expert, and the block they are padded to."""
+    if tensor(sizes, "sizes") != Tensor("i32", (EXPERT,)):
+        raise ShapeError(f"sizes must be i32[{EXPERT}], got {sizes}")
+    if attrs.get("block", 1) < 1:
+        raise ShapeError(f"block={attrs['block']}", fix="rows per block are 1 or more")
+
+
+def _check_same_dtype(a: Tensor, b: Tensor) -> None:
+    if a.dtype != b.dtype or not a.is_float:
+        raise DtypeError(f"needs two tensors of one real dtype, got {a.dtype} and {b.dtype}")
 
 
 def _mask(env: Eval, sizes: Any, dtype: Any) -> Any:
@@ -41,13 +54,19 @@ class GroupedDot(OpDef):
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         rows, w = tensor(operands[0]), tensor(operands[1])
-        if ROWS not in rows.dims or EXPERT not in w.dims or ROWS in w.dims:
+        if rows.dims[:1] != (ROWS,) or EXPERT not in w.dims or ROWS in w.dims:
             raise ShapeError(
                 f"needs rows [{ROWS}, ...] and weights [{EXPERT}, ...], got {rows}, {w}"
             )
         over = dims_tuple(attrs["over"])
+        require_dims(rows, over)
+        require_dims(w, over)
+        _check_same_dtype(rows, w)
+        _check_sizes(operands[2], **attrs)
         natural = tuple(d for d in dot_dims(rows, w, over) if d != EXPERT)
         acc = Tensor(rows.dtype, tuple(attrs.get("out", natural)))
+        if acc.dims[:1] != (ROWS,) or sorted(acc.dims) != sorted(natural):
+            raise ShapeError(f"out={acc.dims} does not list the result's dims {natural}")
         return with_epilogue(dims, acc, operands[3:], attrs)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
@@ -71,9 +90,14 @@ class GroupedOuter(OpDef):
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         a, b = tensor(operands[0]), tensor(operands[1])
-        if ROWS not in a.dims or ROWS not in b.dims:
+        if a.dims[:1] != (ROWS,) or b.dims[:1] != (ROWS,):
             raise ShapeError(f"needs two row tensors [{ROWS}, ...], got {a}, {b}")
-        return (Tensor(a.dtype, tuple(attrs["out"])),)
+        _check_same_dtype(a, b)
+        _check_sizes(operands[2], **attrs)
+        out, known = tuple(attrs["out"]), {EXPERT, *a.dims[1:], *b.dims[1:]}
+        if EXPERT not in out or not set(out) <= known:
+            raise ShapeError(f"out={out} must have {EXPERT} and dims of {a} and {b}")
+        return (Tensor(a.dtype, out),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         a, b, sizes = arrays
@@ -95,6 +119,8 @@ class GroupedSum(OpDef):
         a = tensor(operands[0])
         if a.dims[:1] != (ROWS,):
             raise ShapeError(f"needs rows [{ROWS}, ...], got {a}")
+        _check_same_dtype(a, a)
+        _check_sizes(operands[1], **attrs)
         return (Tensor(a.dtype, (EXPERT, *a.dims[1:])),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
@@ -113,6 +139,8 @@ class PerRow(OpDef):
         b = tensor(operands[0])
         if EXPERT not in b.dims:
             raise ShapeError(f"needs [{EXPERT}, ...], got {b}")
+        _check_sizes(operands[1])
+        dims.shape((ROWS,))
         return (Tensor(b.dtype, (ROWS, *(d for d in b.dims if d != EXPERT))),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:

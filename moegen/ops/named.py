@@ -57,13 +57,21 @@ def dims_tuple(over: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def require_dims(type_: Tensor, over: tuple[str, ...]) -> None:
-    """Raises a DimError when a dim is not one of the tensor's."""
+    """Raises a DimError when a dim is not one of the tensor's, or is named twice."""
     for dim in over:
+        if over.count(dim) > 1:
+            raise DimError(f'the dim "{dim}" is named twice', fix="name every dim once")
         if dim not in type_.dims:
             raise DimError(
                 f'no dim "{dim}" in {type_}{did_you_mean(dim, type_.dims)}',
                 fix=f"use one of {', '.join(type_.dims)}",
             )
+
+
+def require_numbers(type_: Tensor) -> None:
+    """Raises a DtypeError for bools, which have no arithmetic."""
+    if type_.dtype == "bool":
+        raise DtypeError(f"needs numbers, got {type_}", fix='convert first: mg.cast(x, "i32")')
 
 
 def join_dims(*all_dims: tuple[str, ...]) -> tuple[str, ...]:

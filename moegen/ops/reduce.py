@@ -13,7 +13,7 @@ from moegen.ir.dims import Dims
 from moegen.ir.program import Literal, Op
 from moegen.ir.registry import Eval, OpDef, register
 from moegen.ir.types import Tensor, Type, cotangent_type
-from moegen.ops.named import axes, dims_tuple, require_dims, tensor
+from moegen.ops.named import axes, dims_tuple, require_dims, require_numbers, tensor
 
 
 class Reduction(OpDef):
@@ -44,11 +44,6 @@ def _operand(
     return x, over
 
 
-def _require_numbers(x: Tensor) -> None:
-    if x.dtype == "bool":
-        raise DtypeError(f"needs numbers, got {x}", fix='convert first: mg.cast(x, "i32")')
-
-
 def _axes(env: Eval, over: Any) -> tuple[int, ...]:
     return axes(tensor(env.op.inputs[0].type), dims_tuple(over))
 
@@ -61,7 +56,7 @@ class Sum(Reduction):
     attributes = ("over",)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
-        _require_numbers(tensor(operands[0]))
+        require_numbers(tensor(operands[0]))
         return super().infer(dims, *operands, **attrs)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
@@ -187,7 +182,7 @@ class Cumsum(Along):
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, (_,) = _operand(operands, attrs, floats=False)
-        _require_numbers(x)
+        require_numbers(x)
         return (x,)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:

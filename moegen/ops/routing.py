@@ -18,7 +18,17 @@ from moegen.ir.builder import Builder
 from moegen.ir.dims import Dims
 from moegen.ir.program import Literal, Op
 from moegen.ir.registry import Eval, OpDef, register
-from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, TOKEN, Route, Tensor, Type
+from moegen.ir.types import (
+    CAPACITY,
+    CHOICE,
+    EXPERT,
+    FLOATS,
+    GROUP,
+    TOKEN,
+    Route,
+    Tensor,
+    Type,
+)
 from moegen.ops.named import route, tensor
 
 ROW_DIMS = (GROUP, EXPERT, CAPACITY)
@@ -84,6 +94,17 @@ def positions(expert: Any, priority: Any | None, num_experts: int) -> Any:
     return jnp.take_along_axis(place, jnp.argsort(order, axis=-1)[..., None], axis=1)
 
 
+def check_priority(*given: Type | Literal) -> None:
+    """Checks the priority of an assignment, where there is one."""
+    for operand in given:
+        priority = tensor(operand, "priority")
+        if priority.dims != (GROUP, TOKEN) or priority.dtype not in (*FLOATS, "i32", "i8"):
+            raise ShapeError(
+                f"priority must be one number per token, got {priority}",
+                fix='reduce it, for example mg.max(weight, over="K"), or mg.cast a bool',
+            )
+
+
 @register
 class Assign(OpDef):
     """`assign(weight, expert, priority?, capacity=8)`: token choice into expert buffers.
@@ -108,11 +129,7 @@ class Assign(OpDef):
             raise DtypeError(
                 f"weight must be real and expert i32, got {weight.dtype} and {expert.dtype}"
             )
-        if len(operands) == 3 and tensor(operands[2], "priority").dims != (GROUP, TOKEN):
-            raise ShapeError(
-                f"priority must be one number per token, got {operands[2]}",
-                fix='reduce it, for example mg.max(weight, over="K")',
-            )
+        check_priority(*operands[2:])
         if attrs["capacity"] < 1:
             raise ShapeError(
                 f"capacity {attrs['capacity']} is less than 1",
@@ -256,7 +273,7 @@ class Combine(OpDef):
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         path, y = arrays
-        mask = path.mask(attrs["weighted"]).astype(y.dtype)
+        mask = path.mask(attrs.get("weighted", False)).astype(y.dtype)
         return jnp.einsum("gsec,gec...->gs...", mask, y)
 
     def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
@@ -280,7 +297,7 @@ class Affinity(OpDef):
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         path, y, x = route(operands[0]), tensor(operands[1]), tensor(operands[2])
-        if y.dims[3:] != x.dims[2:] or y.dims[:3] != _slot_dims(path):
+        if y.dims[3:] != x.dims[2:] or y.dims[:3] != _slot_dims(path) or y.dtype != x.dtype:
             raise ShapeError(f"rows do not match: {y} and {x}")
         return (path.weight,)
 

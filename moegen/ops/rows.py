@@ -9,22 +9,54 @@ the end means "no slot". The meanings here are one-hot products over those numbe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from moegen.errors import ShapeError
+from moegen.errors import DtypeError, ShapeError
 from moegen.ir.dims import Dims
 from moegen.ir.program import Literal
 from moegen.ir.registry import Eval, OpDef, register
-from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, TOKEN, Tensor, Type
+from moegen.ir.types import CAPACITY, CHOICE, EXPERT, FLOATS, GROUP, TOKEN, Tensor, Type
 from moegen.ops.named import JAX_DTYPES, align, tensor
-from moegen.ops.routing import positions
+from moegen.ops.routing import check_priority, positions
 
 ROWS = "N"
 """The dim of rows in the sorted format: all groups' rows in one list."""
 _CHOICES = (GROUP, TOKEN, CHOICE)
+_SLOTS = frozenset((GROUP, EXPERT, CAPACITY))
+
+
+def _of_choices(operand: Type | Literal, what: str) -> Tensor:
+    """Checks that an operand is a number per choice."""
+    found = tensor(operand, what)
+    if found != Tensor("i32", _CHOICES):
+        raise ShapeError(f"{what} must be i32[{', '.join(_CHOICES)}], got {found}")
+    return found
+
+
+def _check_weight(operands: Sequence[Type | Literal], dims: tuple[str, ...]) -> None:
+    """Checks weights, where they are given: one per choice."""
+    for operand in operands:
+        weight = tensor(operand, "weight")
+        if weight.dims != dims or not weight.is_float:
+            raise ShapeError(f"weight must be real [{', '.join(dims)}], got {weight}")
+
+
+def _check_slot_dims(dims: tuple[str, ...]) -> None:
+    """Checks that dims are those of slots, in any order, or of rows."""
+    if dims != (ROWS,) and (len(dims) != len(_SLOTS) or set(dims) != _SLOTS):
+        raise ShapeError(
+            f"({', '.join(dims)}) are not slots ({GROUP}, {EXPERT}, {CAPACITY}) or {ROWS}"
+        )
+
+
+def _float_dtype(name: str) -> str:
+    if name not in FLOATS:
+        raise DtypeError(f"dtype {name!r} is not real", fix=f"use one of {', '.join(FLOATS)}")
+    return name
 
 
 @register
@@ -38,6 +70,7 @@ class Positions(OpDef):
         expert = tensor(operands[0])
         if expert != Tensor("i32", _CHOICES):
             raise ShapeError(f"needs i32[{', '.join(_CHOICES)}], got {expert}")
+        check_priority(*operands[1:])
         return (expert,)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
@@ -57,7 +90,8 @@ class SlotNumbers(OpDef):
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         dims.shape((EXPERT, CAPACITY))
-        return (Tensor("i32", tensor(operands[0]).dims),)
+        _of_choices(operands[1], "position")
+        return (_of_choices(operands[0], "expert"),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         expert, position = arrays
@@ -80,8 +114,12 @@ class RowNumbers(OpDef):
     arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        if attrs["block"] < 1:
+            raise ShapeError(f"block={attrs['block']}", fix="rows per block are 1 or more")
+        _of_choices(operands[1], "position")
+        expert = _of_choices(operands[0], "expert")
         dims.define(ROWS, row_count(dims, attrs["block"]))
-        return (Tensor("i32", tensor(operands[0]).dims), Tensor("i32", (EXPERT,)))
+        return (expert, Tensor("i32", (EXPERT,)))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         expert, position = arrays
@@ -117,6 +155,8 @@ class InvertSlots(OpDef):
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         dims.shape(attrs["dims"])
+        _of_choices(operands[0], "slot")
+        _check_slot_dims(tuple(attrs["dims"]))
         return (Tensor("i32", tuple(attrs["dims"])),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
@@ -167,11 +207,12 @@ class TakeItems(OpDef):
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, token = tensor(operands[0]), tensor(operands[1])
-        if x.dims[:2] != (GROUP, TOKEN) or token.dims != (GROUP, EXPERT, CAPACITY):
+        if x.dims[:2] != (GROUP, TOKEN) or token != Tensor("i32", (GROUP, EXPERT, CAPACITY)):
             raise ShapeError(
                 f"x must be [{GROUP}, {TOKEN}, ...] and token per slot, got {x}, {token}"
             )
-        return (Tensor(x.dtype, (*attrs["dims"], *x.dims[2:])),)
+        _check_slot_dims(tuple(attrs["dims"]))
+        return (Tensor(_float_dtype(x.dtype), (*attrs["dims"], *x.dims[2:])),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         x, token = arrays
@@ -194,8 +235,12 @@ class TakeTokens(OpDef):
         x, source = tensor(operands[0]), tensor(operands[1])
         if x.dims[:2] != (GROUP, TOKEN):
             raise ShapeError(f"x must be [{GROUP}, {TOKEN}, ...], got {x}")
+        if source.dtype != "i32":
+            raise DtypeError(f"source must be i32, got {source}")
         dims.shape((CHOICE,))
-        return (Tensor(x.dtype, (*source.dims, *x.dims[2:])),)
+        _check_slot_dims(source.dims)
+        _check_weight(operands[2:], _CHOICES)
+        return (Tensor(_float_dtype(x.dtype), (*source.dims, *x.dims[2:])),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         x, source, *weight = arrays
@@ -225,8 +270,12 @@ class TakeSlots(OpDef):
     arity = (2, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
-        y = tensor(operands[0])
-        return (Tensor(y.dtype, (GROUP, TOKEN, *y.dims[slot_rank(y) :])),)
+        y, slot = tensor(operands[0]), tensor(operands[1], "slot")
+        own = y.dims[slot_rank(y) :]
+        if slot.dtype != "i32" or slot.dims[:2] != (GROUP, TOKEN) or len(slot.dims) != 3:
+            raise ShapeError(f"slot must be i32[{GROUP}, {TOKEN}, ...], got {slot}")
+        _check_weight(operands[2:], slot.dims)
+        return (Tensor(_float_dtype(y.dtype), (GROUP, TOKEN, *own)),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         y, slot, *weight = arrays
@@ -246,7 +295,11 @@ class MatchSlots(OpDef):
     arity = (3, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
-        return (Tensor(attrs["dtype"], tensor(operands[1]).dims),)
+        y, slot, x = tensor(operands[0]), _of_choices(operands[1], "slot"), tensor(operands[2])
+        own = y.dims[slot_rank(y) :]
+        if x.dims != (GROUP, TOKEN, *own) or x.dtype != y.dtype or not x.is_float:
+            raise ShapeError(f"rows do not match: {y} and {x}")
+        return (Tensor(_float_dtype(attrs["dtype"]), slot.dims),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         y, slot, x = arrays
@@ -268,8 +321,10 @@ class SlotMask(OpDef):
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         if tensor(operands[0]).dtype != "i32":
             raise ShapeError(f"slot must be i32, got {operands[0]}")
+        _of_choices(operands[0], "slot")
+        _check_weight(operands[1:], _CHOICES)
         dims.shape((EXPERT, CAPACITY))
-        return (Tensor(attrs["dtype"], (GROUP, TOKEN, EXPERT, CAPACITY)),)
+        return (Tensor(_float_dtype(attrs["dtype"]), (GROUP, TOKEN, EXPERT, CAPACITY)),)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         slot, *weight = arrays

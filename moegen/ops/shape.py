@@ -13,8 +13,8 @@ from moegen.ir.builder import Builder
 from moegen.ir.dims import Dims
 from moegen.ir.program import Literal, Op
 from moegen.ir.registry import Eval, OpDef, register
-from moegen.ir.types import DTYPES, Tensor, Type, cotangent_type
-from moegen.ops.named import JAX_DTYPES, align, dims_tuple, require_dims, tensor
+from moegen.ir.types import DTYPES, FLOATS, Tensor, Type, cotangent_type
+from moegen.ops.named import JAX_DTYPES, align, dims_tuple, require_dims, require_numbers, tensor
 
 
 @register
@@ -28,6 +28,8 @@ class Full(OpDef):
         (value,) = operands
         if not isinstance(value, Literal) or attrs["dtype"] not in DTYPES:
             raise ShapeError(f"takes a number and a dtype, got {value}")
+        if isinstance(value.value, float) and attrs["dtype"] not in FLOATS:
+            raise DtypeError(f"the number {value} does not fit {attrs['dtype']}")
         dims.shape(attrs["dims"])
         return (Tensor(attrs["dtype"], tuple(attrs["dims"])),)
 
@@ -181,6 +183,8 @@ class Slice(OpDef):
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, over, into = tensor(operands[0]), attrs["over"], attrs["into"]
         require_dims(x, (over,))
+        if not isinstance(attrs["start"], int):
+            raise ShapeError(f"start={attrs['start']} is not a whole number")
         if attrs["start"] < 0 or attrs["start"] + dims[into] > dims[over]:
             raise ShapeError(
                 f"{into}={dims[into]} from {attrs['start']} reaches past {over}={dims[over]}"
@@ -204,6 +208,8 @@ class OneHot(OpDef):
         x = tensor(operands[0])
         if x.dtype != "i32":
             raise DtypeError(f"needs i32 indices, got {x}", fix='mg.cast(index, "i32")')
+        if attrs["dtype"] not in DTYPES:
+            raise DtypeError(f"no dtype {attrs['dtype']!r}", fix=f"use one of {', '.join(DTYPES)}")
         dims.shape((attrs["dim"],))
         return (Tensor(attrs["dtype"], (*x.dims, attrs["dim"])),)
 
@@ -227,6 +233,7 @@ class TopK(OpDef):
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, over, k = tensor(operands[0]), attrs["over"], attrs["k"]
         require_dims(x, (over,))
+        require_numbers(x)
         size = dims[over]
         if k > size:
             raise ShapeError(f"k={k} is more than {over}={size}", fix=f"pick k <= {size}")
