@@ -49,9 +49,9 @@ def check_text(programs: Mapping[str, Program]) -> None:
 def all_values(program: Program, arrays: Sequence[Any]) -> dict[str, np.ndarray]:
     """Every tensor of a program by name, from the interpreter."""
     made = [r for op in program.ops for r in op.results if isinstance(r.type, Tensor)]
-    probe = program.with_(outputs=tuple((v.name, v) for v in made), cotangents=(), gradients=())
-    outputs, _ = interpret(probe, *arrays[: len(program.inputs)])
-    given = zip(program.inputs, arrays, strict=False)
+    probe = program.with_(outputs=tuple((v.name, v) for v in made), gradients=())
+    outputs, _ = interpret(probe, *arrays)
+    given = zip(program.arguments, arrays, strict=True)
     named = {v.name: a for v, a in given if isinstance(v.type, Tensor)}
     return {n: np.asarray(a) for n, a in (named | outputs).items()}
 

@@ -17,6 +17,7 @@ from moegen.dsl.specs import ArraySpec
 from tests.moegen.random.pool import (
     CLEAR,
     LIMIT,
+    MOST_DIMS,
     Entry,
     Pool,
     bounded,
@@ -393,33 +394,33 @@ def _iota(pool: Pool, a: int, b: int) -> None:
         dim = known[a % len(known)]
         value = mg.iota(dim)
     else:
-        dim, length = f"I{2 + a % 2}", 2 + a % 2
+        length = 2 + a % 2 * 2
+        dim = f"I{length}"
         pool.sizes[dim] = length
         value = mg.iota(dim, length)
     pool.add(value, 0, pool.sizes[dim] - 1)
 
 
-def _factor(n: int) -> int:
-    return next((f for f in (2, 3, 5) if n % f == 0), n)
-
-
 @instruction("split")
 def _split(pool: Pool, a: int, b: int) -> None:
+    """An even dim becomes 2 times its half, or its half times 2."""
+
+    def even(e: Entry) -> list[str]:
+        return [d for d in pool.own(e) if d != "C" and pool.sizes[d] in (4, 6, 8)]
+
     def parts(dim: str) -> dict[str, int]:
-        f = _factor(pool.sizes[dim])
-        sizes = (f, pool.sizes[dim] // f) if b % 2 else (pool.sizes[dim] // f, f)
-        return dict(zip((f"P{sizes[0]}", f"Q{sizes[1]}"), sizes, strict=True))
+        half = pool.sizes[dim] // 2
+        return {"P2": 2, f"Q{half}": half} if b % 2 else {f"P{half}": half, "Q2": 2}
 
     def suits(e: Entry) -> bool:
-        own = tuple(d for d in pool.own(e) if d != "C")
-        return bool(own) and not set(parts(own[b % len(own)])) & set(e.dims)
+        found = even(e)
+        return bool(found) and not set(parts(found[b % len(found)])) & set(e.dims)
 
-    if x := pool.pick(a, suits):
-        own = tuple(d for d in pool.own(x) if d != "C")
-        dim = own[b % len(own)]
-        pool.sizes |= parts(dim)
-        if pool.fits(x.dims, parts(dim)):
-            pool.add(mg.split(x.value, dim, **parts(dim)), x.low, x.high)
+    if x := pool.pick(a, suits, lambda e: len(pool.own(e)) <= MOST_DIMS):
+        dim = even(x)[b % len(even(x))]
+        sizes = parts(dim)
+        pool.sizes |= sizes
+        pool.add(mg.split(x.value, dim, **sizes), x.low, x.high)
 
 
 def _neighbours(pool: Pool, e: Entry) -> list[tuple[str, str]]:

@@ -168,7 +168,7 @@ def _router(plan: Plan) -> mg.Router:
     def body(given: dict[str, Any]) -> Any:
         pool = _pool(given, sizes_of(plan), ("G",), "S")
         logits = mg.dot(given["x"], given["w"], over="D")
-        pool.add(logits, -1.0 * sizes["D"], 1.0 * sizes["D"])
+        pool.add(logits, -1.0 * pool.sizes["D"], 1.0 * pool.sizes["D"])
         run_steps(pool, plan.before)
         route = choose(pool, plan.routing)
         run_steps(pool, plan.after)
