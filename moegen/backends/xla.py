@@ -18,7 +18,7 @@ from moegen.errors import LoweringError
 from moegen.ir.program import Op, Value
 from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, TOKEN, Tensor
 from moegen.kernels import activations
-from moegen.kernels.grouped_dot import blocks, ragged
+from moegen.kernels.grouped_dot import blocks, ragged, runs
 from moegen.kernels.rows import gather
 from moegen.ops.call import resolve
 from moegen.ops.linalg import einsum_spec
@@ -29,7 +29,7 @@ SLOTS = (EXPERT, GROUP, CAPACITY)
 TEMPLATES: dict[str, Template] = dict.fromkeys(EXPRESSIONS, elementwise)
 KERNEL_NAMES = frozenset(
     name
-    for module in (activations, blocks, gather, ragged)
+    for module in (activations, blocks, gather, ragged, runs)
     for name, _ in inspect.getmembers(module, inspect.isfunction)
 )
 """Names of kernel functions, which values in the source must not take."""
@@ -197,11 +197,10 @@ def _grouped_dot(e: Emitter, op: Op) -> list[str]:
         product = _ragged_dot(e, op, rows, weights, sizes)
     else:
         spec = einsum_spec(dims_of(rows), _without(dims_of(weights), EXPERT), out)
-        call = e.use(blocks.grouped_dot_blocks)
-        product = (
-            f'{call}("{spec}", {e.name(rows)}, {_lead(e, weights)}, {e.name(sizes)}, '
-            f"block={op.attr['block']})"
-        )
+        by_run = op.attr["kernel"] == "runs"
+        call = e.use(runs.grouped_dot_runs if by_run else blocks.grouped_dot_blocks)
+        args = f"{e.name(rows)}, {_lead(e, weights)}, {e.name(sizes)}, block={op.attr['block']}"
+        product = f'{call}("{spec}", {args})'
     return epilogue(e, op, product, tuple(extra))
 
 
@@ -222,12 +221,11 @@ def _grouped_outer(e: Emitter, op: Op) -> list[str]:
         args = ", ".join(e.name(v) for v in (*ordered, sizes))
         return _set(e, op, f"{call}({args})")
     spec = einsum_spec(dims_of(a), dims_of(b), _without(out, EXPERT))
-    call = e.use(blocks.grouped_outer_blocks)
+    by_run = op.attr["kernel"] == "runs"
+    call = e.use(runs.grouped_outer_runs if by_run else blocks.grouped_outer_blocks)
     lead = (EXPERT, *_without(out, EXPERT))
-    made = (
-        f'{call}("{spec}", {e.name(a)}, {e.name(b)}, {e.name(sizes)}, '
-        f"block={op.attr['block']}, shape={e.shape(lead)})"
-    )
+    args = f"{e.name(a)}, {e.name(b)}, {e.name(sizes)}, block={op.attr['block']}"
+    made = f'{call}("{spec}", {args}, shape={e.shape(lead)})'
     return _set(e, op, aligned(made, lead, out))
 
 

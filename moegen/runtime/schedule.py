@@ -19,8 +19,9 @@ class Schedule:
 
     Attributes:
       format: "auto", "onehot", "slots" or "sorted": how routing decisions are stored.
-      kernel: "auto", "blocks" or "ragged_dot": what runs grouped products (sorted format).
-      block: rows that share a weight matrix in the sorted format; None: the target's.
+      kernel: "auto", "runs", "blocks" or "ragged_dot": what runs grouped products (sorted format).
+      block: rows that an expert's rows are padded to a multiple of in the sorted format; None:
+        about an eighth of an expert's mean load on CPUs, else the target's.
       target: a name of `moegen.tune.target.TARGETS`, or None for the default JAX device.
       mesh: devices to shard over; only None (one device) is supported so far.
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from moegen.errors import LoweringError, MoegenError, ScheduleError
 from moegen.ir.program import Op, Program
-from moegen.ir.types import Tensor
+from moegen.ir.types import CHOICE, EXPERT, GROUP, TOKEN, Tensor
 from moegen.passes.choose_format import FORMATS, choose_format
 from moegen.passes.select_kernels import KernelChoice
 from moegen.tune.cost import Cost, program_cost
 from moegen.tune.target import Target
 
-KERNELS = ("auto", "blocks", "ragged_dot")
+KERNELS = ("auto", "blocks", "runs", "ragged_dot")
 """Kernels for grouped products that a Schedule can ask for."""
 
 
@@ -59,7 +59,7 @@ def pick_format(program: Program, format: str, block: int | None, target: Target
         raise ScheduleError(
             f'format "{format}" is unknown', fix=f"use auto or one of {', '.join(FORMATS)}"
         )
-    rows = target.row_block if block is None else block
+    rows = default_block(program, target) if block is None else block
     found = tuple(_candidate(program, f, rows, target) for f in FORMATS)
     if format != "auto":
         return FormatChoice(format, rows, True, found)
@@ -69,6 +69,26 @@ def pick_format(program: Program, format: str, block: int | None, target: Target
             f"@{program.name}: no format can hold it: " + "; ".join(c.refused for c in found)
         )
     return FormatChoice(min(possible, key=lambda f: possible[f]), rows, False, found)
+
+
+def default_block(program: Program, target: Target) -> int:
+    """Rows that an expert's rows are padded to a multiple of, when nobody says."""
+    sizes = program.sizes
+    if target.platform != "cpu" or not {GROUP, TOKEN, CHOICE, EXPERT} <= sizes.keys():
+        return target.row_block
+    return balanced_block(sizes[GROUP] * sizes[TOKEN] * sizes[CHOICE], sizes[EXPERT])
+
+
+def balanced_block(rows: int, experts: int) -> int:
+    """About an eighth of the mean load and 8 or more, such that balanced routing is padded least.
+
+    Products of fewer rows take as long: they wait for their weights.
+    """
+    mean = -(-rows // experts)
+    if mean <= 8:
+        return max(mean, 1)
+    blocks = range(max(8, mean // 12), max(16, mean // 6) + 1)
+    return min(reversed(blocks), key=lambda block: -(-mean // block) * block)
 
 
 def _candidate(program: Program, format: str, block: int, target: Target) -> Candidate:
@@ -97,8 +117,8 @@ def kernel_for(op: Op, kernel: str, target: Target) -> KernelChoice:
         )
     if kernel != "auto":
         return KernelChoice(kernel, source="schedule")
-    on_cpu = target.platform == "cpu"
-    return KernelChoice("blocks" if on_cpu or obstacle else "ragged_dot", source="heuristic")
+    by_xla = "blocks" if obstacle else "ragged_dot"
+    return KernelChoice("runs" if target.platform == "cpu" else by_xla, source="heuristic")
 
 
 def _not_ragged(op: Op) -> str:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from moegen.ir.interpret import interpret
 from tests.moegen.layer_cases import CORNERS, FORMATS, WEIGHTS, Case, cases
@@ -129,6 +129,7 @@ def test_corners(name):
         check(emitted_gradients(case, form), want)
 
 
+@settings(max_examples=10)  # tests/moegen/random draws the layers themselves, and many more
 @given(case=cases())
 def test_random_layers(case):
     want = reference_gradients(case)

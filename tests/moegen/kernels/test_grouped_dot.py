@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moegen.kernels import activations
-from moegen.kernels.grouped_dot import blocks, ragged
+from moegen.kernels.grouped_dot import blocks, ragged, runs
+from moegen.tune.choose import balanced_block
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -48,10 +49,12 @@ def test_grouped_dot(grouping):
     a, w = random(0, rows, 3), random(1, len(sizes), 3, 2)
     got = blocks.grouped_dot_blocks("ND,DF->NF", a, jnp.asarray(w), jnp.asarray(sizes), block)
     by_xla = ragged.grouped_dot_ragged(jnp.asarray(a), jnp.asarray(w), jnp.asarray(sizes))
-    assert got.shape == (rows, 2)
+    by_run = runs.grouped_dot_runs("ND,DF->NF", a, jnp.asarray(w), jnp.asarray(sizes), block)
+    assert got.shape == by_run.shape == (rows, 2)
     for e, mine in enumerate(owners(sizes, rows)):
         np.testing.assert_allclose(got[mine], a[mine] @ w[e], **CLOSE)
         np.testing.assert_allclose(by_xla[mine], a[mine] @ w[e], **CLOSE)
+        np.testing.assert_allclose(by_run[mine], a[mine] @ w[e], **CLOSE)
 
 
 @given(groupings())
@@ -63,8 +66,30 @@ def test_grouped_outer(grouping):
         "ND,NF->DF", a, b, jnp.asarray(sizes), block, (len(sizes), 3, 2)
     )
     np.testing.assert_allclose(got, want, **CLOSE)
+    by_run = runs.grouped_outer_runs(
+        "ND,NF->DF", a, b, jnp.asarray(sizes), block, (len(sizes), 3, 2)
+    )
+    np.testing.assert_allclose(by_run, want, **CLOSE)
     by_xla = ragged.grouped_outer_ragged(jnp.asarray(a), jnp.asarray(b), jnp.asarray(sizes))
     np.testing.assert_allclose(by_xla, want, **CLOSE)
+
+
+def test_runs_of_blocks():
+    """Loads of 5, 0, 2 and 3 blocks in runs of up to 3: a rest comes before the full runs."""
+    sizes = jnp.asarray([5, 0, 2, 3])
+    expert, start, fresh, bounds = runs.runs_of_blocks(sizes, longest=3, most=6)
+    used = int(bounds[0])  # runs of length 0 are listed first and never run
+    assert list(bounds - used) == [0, 0, 2, 4]
+    assert list(zip(expert[used:], start[used:], strict=True)) == [(0, 3), (2, 5), (0, 0), (3, 7)]
+    assert list(fresh[used:]) == [True, True, False, True]
+
+
+@pytest.mark.parametrize(("rows", "experts", "block"), [(800, 8, 10), (800, 32, 13), (8, 4, 2)])
+def test_balanced_loads_are_hardly_padded(rows, experts, block):
+    """The block divides the mean load, or nearly: at most one row more per expert."""
+    assert balanced_block(rows, experts) == block
+    mean = -(-rows // experts)
+    assert -(-mean // block) * block <= mean + 1
 
 
 @given(groupings())
@@ -84,7 +109,9 @@ def test_sums_of_short_floats_do_not_drift(block):
     ones, sizes = jnp.ones((1024, 1), jnp.bfloat16), jnp.asarray([1024])
     total = blocks.grouped_sum(ones, sizes, block)
     outer = blocks.grouped_outer_blocks("ND,NF->DF", ones, ones, sizes, block, (1, 1, 1))
-    assert (total.dtype, outer.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    by_run = runs.grouped_outer_runs("ND,NF->DF", ones, ones, sizes, block, (1, 1, 1))
+    assert (total.dtype, outer.dtype, by_run.dtype) == (jnp.bfloat16,) * 3
+    assert float(by_run[0, 0, 0]) == 1024.0
     assert (float(total[0, 0]), float(outer[0, 0, 0])) == (1024.0, 1024.0)
 
 

@@ -5,7 +5,7 @@ import pytest
 import moegen as mg
 from moegen.errors import LoweringError, ScheduleError
 from moegen.ir.parse import parse
-from moegen.tune.choose import kernel_for, pick_format
+from moegen.tune.choose import balanced_block, kernel_for, pick_format
 from moegen.tune.cost import op_cost, op_flops, program_cost, value_bytes
 from moegen.tune.target import TARGETS, Target, target_named
 from tests.moegen.programs import lowered, traced
@@ -82,7 +82,9 @@ def test_auto_takes_the_least_estimate():
     choice = pick_format(joint(), "auto", None, CPU)
     seconds = {c.format: c.cost.seconds for c in choice.candidates}
     assert choice.format == min(seconds, key=seconds.get)
-    assert (choice.forced, choice.block) == (False, CPU.row_block)
+    sizes = joint().sizes
+    rows = sizes["G"] * sizes["S"] * sizes["K"]
+    assert (choice.forced, choice.block) == (False, balanced_block(rows, sizes["E"]))
     assert choice.explain().splitlines()[-1] == "least estimated time"
 
 
@@ -134,7 +136,7 @@ def test_kernels():
     tpu = target_named("tpu")
     assert kernel_for(DOT, "ragged_dot", tpu).kernel == "xla"
     assert kernel_for(grouped(1), "auto", tpu).kernel == "ragged_dot"
-    assert kernel_for(grouped(1), "auto", CPU).kernel == "blocks"
+    assert kernel_for(grouped(1), "auto", CPU).kernel == "runs"
     asked = kernel_for(grouped(1), "blocks", tpu)
     assert (asked.kernel, asked.source) == ("blocks", "schedule")
 
