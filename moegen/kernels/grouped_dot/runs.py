@@ -91,7 +91,8 @@ def grouped_outer_runs(
         product = jnp.einsum(spec, one_a, one_b, preferred_element_type=out.dtype)
         if fresh is not None:
             product = jnp.where(fresh, product, out[expert] + product)
-        return jax.lax.dynamic_update_index_in_dim(out, product, expert, 0)
+        updated: jax.Array = jax.lax.dynamic_update_index_in_dim(out, product, expert, 0)
+        return updated
 
     empty = jnp.zeros(shape, jnp.promote_types(a.dtype, jnp.float32))
     return over_runs(sizes, a.shape[0], block, work, empty).astype(a.dtype)
