@@ -109,6 +109,10 @@ class ScheduleError(MoegenError):
     """A Schedule field with a value that is unknown or not supported."""
 
 
+class TuneError(MoegenError):
+    """A file of the tuner, measured or fitted, that cannot be read or written."""
+
+
 class RecompileError(MoegenError):
     """A new program was compiled where the caller had ruled that out."""
 
