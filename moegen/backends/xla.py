@@ -33,6 +33,9 @@ KERNEL_NAMES = frozenset(
     for name, _ in inspect.getmembers(module, inspect.isfunction)
 )
 """Names of kernel functions, which values in the source must not take."""
+GROUPED_DOTS = {"blocks": blocks.grouped_dot_blocks, "runs": runs.grouped_dot_runs}
+GROUPED_OUTERS = {"blocks": blocks.grouped_outer_blocks, "runs": runs.grouped_outer_runs}
+"""Kernels that keep to blocks of rows, by the name that select_kernels gives."""
 
 
 def template(name: str) -> Callable[[Template], Template]:
@@ -197,8 +200,7 @@ def _grouped_dot(e: Emitter, op: Op) -> list[str]:
         product = _ragged_dot(e, op, rows, weights, sizes)
     else:
         spec = einsum_spec(dims_of(rows), _without(dims_of(weights), EXPERT), out)
-        by_run = op.attr["kernel"] == "runs"
-        call = e.use(runs.grouped_dot_runs if by_run else blocks.grouped_dot_blocks)
+        call = e.use(GROUPED_DOTS[op.attr["kernel"]])
         args = f"{e.name(rows)}, {_lead(e, weights)}, {e.name(sizes)}, block={op.attr['block']}"
         product = f'{call}("{spec}", {args})'
     return epilogue(e, op, product, tuple(extra))
@@ -221,8 +223,7 @@ def _grouped_outer(e: Emitter, op: Op) -> list[str]:
         args = ", ".join(e.name(v) for v in (*ordered, sizes))
         return _set(e, op, f"{call}({args})")
     spec = einsum_spec(dims_of(a), dims_of(b), _without(out, EXPERT))
-    by_run = op.attr["kernel"] == "runs"
-    call = e.use(runs.grouped_outer_runs if by_run else blocks.grouped_outer_blocks)
+    call = e.use(GROUPED_OUTERS[op.attr["kernel"]])
     lead = (EXPERT, *_without(out, EXPERT))
     args = f"{e.name(a)}, {e.name(b)}, {e.name(sizes)}, block={op.attr['block']}"
     made = f'{call}("{spec}", {args}, shape={e.shape(lead)})'

@@ -33,8 +33,8 @@ def runs_of_blocks(sizes: jax.Array, longest: int, most: int) -> tuple[jax.Array
     length = jnp.where(run < ends[-1], jnp.clip(sizes[expert] - done, 0, longest), 0)
     start = (jnp.cumsum(sizes) - sizes)[expert] + done
     order = jnp.argsort(length, stable=True)
-    rest = sizes - (counts - 1) * longest  # the one run of an expert that may be short comes first
-    fresh = jnp.where(rest[expert] < longest, length < longest, done == 0)
+    # The one run of an expert that may be short comes before its long ones.
+    fresh = jnp.where(sizes[expert] % longest > 0, length < longest, done == 0)
     bounds = jnp.sum(length[:, None] <= jnp.arange(longest + 1), axis=0)
     return expert[order], start[order], fresh[order], bounds
 
