@@ -52,7 +52,7 @@ def gpu_seconds(p: Problem, target: Target, tiles: Any, rates: GpuRates) -> Any:
       rates: fitted to the kernel on the device.
     """
     bm, bn, bk, _ = np.moveaxis(np.asarray(tiles, float), -1, 0)
-    peak = target.rate("bf16" if p.itemsize == 2 else "f32") * getattr(rates, p.direction)
+    peak = target.rate(p.dtype) * getattr(rates, p.direction)
     if p.direction == "drhs":
         across = np.ceil(p.k / bm) * np.ceil(p.n / bn)
         blocks, idle = across * p.groups, 0.0 * across

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 
@@ -106,12 +107,8 @@ def _single(races: Sequence[Sequence[Observation]]) -> tuple[float, ...]:
     widely = [r for r in regrets.values() if 2 * len(r) > len(races)]
     if not widely:
         return ()
-    best: list[float] = min(widely, key=_mean)
+    best: list[float] = min(widely, key=fmean)
     return tuple(best)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _placed(found: Iterable[Observation], kernels: Mapping[str, Kernel]) -> Iterable[Observation]:

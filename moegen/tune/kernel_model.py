@@ -84,7 +84,7 @@ def predict(problem: Problem, target: Target, kernel: Kernel, tiles: Any) -> Any
     """Seconds of a kernel with each of the given tiles."""
     if problem.direction in kernel.dense:
         share = getattr(kernel.rates, problem.direction)
-        rate = target.rate("bf16" if problem.itemsize == 2 else "f32") * share
+        rate = target.rate(problem.dtype) * share
         return problem.flops * problem.groups / rate + kernel.rates.launch
     if isinstance(kernel.rates, TpuRates):
         return tpu_seconds(problem, target, tiles, kernel.rates)

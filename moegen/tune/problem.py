@@ -35,6 +35,11 @@ class Problem:
     itemsize: int = 2
 
     @property
+    def dtype(self) -> str:
+        """The dtype of the elements, by their size."""
+        return "bf16" if self.itemsize == 2 else "f32"
+
+    @property
     def used(self) -> int:
         """Groups that have rows."""
         return min(self.groups, self.rows) if self.active is None else self.active

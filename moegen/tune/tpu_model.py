@@ -55,7 +55,7 @@ def tpu_seconds(p: Problem, target: Target, tiles: Any, rates: TpuRates) -> Any:
     """
     tm, tk, tn = np.moveaxis(np.minimum(np.asarray(tiles, float), (2**40, p.k, p.n)), -1, 0)
     visits = p.visits(tm)
-    peak = target.rate("bf16" if p.itemsize == 2 else "f32") * getattr(rates, p.direction)
+    peak = target.rate(p.dtype) * getattr(rates, p.direction)
     fill = rates.turn if p.direction == "dlhs" else rates.fill
     mac = 2 * (tm + fill) * _up(tk) * _up(tn) / peak
     model = _outer if p.direction == "drhs" else _rows
