@@ -79,6 +79,15 @@ def _joined(line: str, operands: list[str], attrs: str) -> str:
     return f"  {results} = {name}({inside.removeprefix(', ')})"
 
 
+def _replace_operand(line: str, how: int, *new: str) -> str | None:
+    """Puts operands in the place of one; none takes it away."""
+    operands, attrs = _arguments(_split(line)[2])
+    if not operands:
+        return None
+    at = how % len(operands)
+    return _joined(line, [*operands[:at], *new, *operands[at + 1 :]], attrs)
+
+
 def _names(program: Program, line: str) -> list[str]:
     """Values that are defined above a line."""
     defined = line.strip().split(":")[0]
@@ -93,12 +102,8 @@ def _names(program: Program, line: str) -> list[str]:
 @mutation
 def wrong_operand(line: str, how: int, program: Program) -> str | None:
     """Another value of the program, which is most often of another type."""
-    operands, attrs = _arguments(_split(line)[2])
     known = _names(program, line)
-    if not operands:
-        return None
-    operands[how % len(operands)] = known[(how // 3) % len(known)]
-    return _joined(line, operands, attrs)
+    return _replace_operand(line, how, known[(how // 3) % len(known)])
 
 
 @mutation
@@ -113,11 +118,7 @@ def swapped_operands(line: str, how: int, program: Program) -> str | None:
 
 @mutation
 def missing_operand(line: str, how: int, program: Program) -> str | None:
-    operands, attrs = _arguments(_split(line)[2])
-    if not operands:
-        return None
-    del operands[how % len(operands)]
-    return _joined(line, operands, attrs)
+    return _replace_operand(line, how)
 
 
 @mutation
@@ -130,20 +131,12 @@ def extra_operand(line: str, how: int, program: Program) -> str | None:
 
 @mutation
 def number_as_operand(line: str, how: int, program: Program) -> str | None:
-    operands, attrs = _arguments(_split(line)[2])
-    if not operands:
-        return None
-    operands[how % len(operands)] = ("0.5", "3", "True", "-inf")[how % 4]
-    return _joined(line, operands, attrs)
+    return _replace_operand(line, how, ("0.5", "3", "True", "-inf")[how % 4])
 
 
 @mutation
 def undefined_value(line: str, how: int, program: Program) -> str | None:
-    operands, attrs = _arguments(_split(line)[2])
-    if not operands:
-        return None
-    operands[how % len(operands)] = "%nobody"
-    return _joined(line, operands, attrs)
+    return _replace_operand(line, how, "%nobody")
 
 
 @mutation
