@@ -182,7 +182,8 @@ def _router(plan: Plan) -> mg.Router:
 
 def _expert(plan: Plan) -> mg.Expert:
     def body(given: dict[str, Any]) -> Any:
-        sizes = {d: mg.size(d) for d in (*SIZES[plan.sizes], "C") if d != "Z"}
+        # S is no dim of an expert: rows that have it make no tokens [G, S, ...] when combined.
+        sizes = {d: mg.size(d) for d in (*SIZES[plan.sizes], "C") if d not in ("S", "Z")}
         pool = _pool(given, sizes, ("G", "E"), "C")
         if plan.routing.kind == "soft" and "ones" in plan.routing.weight:
             high = 1.5 * mg.size("S")  # rows are sums of tokens by weights that are no shares
