@@ -17,6 +17,7 @@ Declare a router and an expert, compile them into a layer, look at what was gene
 
 from moegen import errors
 from moegen.dsl.declare import Expert, Router, expert, router
+from moegen.dsl.find import find
 from moegen.dsl.functions import (
     abs,
     argmax,
@@ -99,6 +100,7 @@ __all__ = [
     "expert",
     "f16",
     "f32",
+    "find",
     "floating",
     "gelu",
     "i32",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib
-import importlib.util
 import os
 import sys
 import tempfile
@@ -13,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moegen import catalogue
-from moegen.dsl.declare import Declared, Expert, Router
-from moegen.errors import MoegenError, TraceError, did_you_mean
+from moegen import catalogue, experts, routers
+from moegen.dsl.declare import Expert, Router
+from moegen.dsl.find import find
+from moegen.errors import MoegenError, TraceError
 from moegen.ir.parse import parse
 from moegen.ir.text import format_program
 from moegen.ir.verify import verify
@@ -123,37 +122,11 @@ def _routers(args: argparse.Namespace) -> int:
 
 
 def _lower(args: argparse.Namespace) -> Lowered:
-    router = _find(args.router, "moegen.routers", Router).bind(**_settings(args.set))
-    expert = _find(args.expert, "moegen.experts", Expert)
+    router = find(args.router, Router, routers).bind(**_settings(args.set))
+    expert = find(args.expert, Expert, experts)
     schedule = Schedule(format=args.format, target=args.target)
     sizes, key = _dims(args.dims), not args.deterministic
     return catalogue.lower_example(router, expert, schedule, sizes, key=key)
-
-
-def _find(name: str, module: str, kind: type[Declared]) -> Any:
-    """A router or expert by name, or from a Python file."""
-    path, _, function = name.rpartition(":")
-    holder = _load(Path(path)) if path else importlib.import_module(module)
-    known = [n for n, v in vars(holder).items() if isinstance(v, kind)]
-    if function not in known:
-        raise TraceError(
-            f"no {kind.__name__.lower()} {function} in {path or module}"
-            f"{did_you_mean(function, known)}",
-            fix=f"use one of {', '.join(sorted(known)) or 'none'}, or FILE.py:NAME",
-        )
-    return getattr(holder, function)
-
-
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise TraceError(f"{path} is not a file", fix="give FILE.py:NAME")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise TraceError(f"{path} is not a Python file", fix="give FILE.py:NAME")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _dims(text: str) -> dict[str, int]:

@@ -37,7 +37,8 @@ class RouterConfig:
     """How tokens choose experts.
 
     Attributes:
-      name: the router; one of ROUTERS. "ensemble" goes with MoEConfig.ensemble_size.
+      name: the router; one of ROUTERS, or the user's own as "FILE.py:NAME" or "MODULE:NAME".
+        "ensemble" goes with MoEConfig.ensemble_size.
       k: experts per token.
       noise_std: standard deviation of the training noise on the logits, before division by E.
       capacity_factor: buffer rows per expert, relative to an even load.
@@ -46,6 +47,7 @@ class RouterConfig:
       batch_priority: largest gate first instead of token order (BPR).
       dropless: no capacity; every choice is served.
       importance_loss_weight, load_loss_weight, gshard_loss_weight: parts of auxiliary_loss.
+      bias_update_rate: how far a training step moves the biases of loss_free.
       settings: further settings by the router's own names, such as (("jitter", 0.1),). A field
         above that the router does not have must keep its default.
       dims: sizes of dims that only this router has: (("C", 1),) gives soft one slot per expert,
@@ -63,6 +65,7 @@ class RouterConfig:
     importance_loss_weight: float = 0.005
     load_loss_weight: float = 0.005
     gshard_loss_weight: float = 0.0
+    bias_update_rate: float = 0.001
     settings: tuple[tuple[str, Any], ...] = ()
     dims: tuple[tuple[str, int], ...] = ()
 
@@ -220,7 +223,8 @@ def _validate_ensemble(moe: MoEConfig) -> None:
 
 
 def _validate_router(router: RouterConfig, num_experts: int, members: int) -> None:
-    _one_of("moe.router.name", router.name, ROUTERS)
+    if ":" not in router.name:  # a router of the user's own is looked for when it is needed
+        _one_of("moe.router.name", router.name, ROUTERS)
     _at_least_one("moe.router.k", router.k)
     own = num_experts // members
     if router.k > own:
@@ -230,7 +234,7 @@ def _validate_router(router: RouterConfig, num_experts: int, members: int) -> No
         factor = getattr(router, name)
         if factor is not None and not factor > 0:
             raise UserError(f"moe.router.{name}={factor} must be positive; fix: 1.0 is even load")
-    for name in ("noise_std", "capacity_multiple_of", *_LOSS_WEIGHTS):
+    for name in ("noise_std", "capacity_multiple_of", "bias_update_rate", *_LOSS_WEIGHTS):
         if not getattr(router, name) >= 0:
             raise UserError(
                 f"moe.router.{name}={getattr(router, name)} is negative; fix: 0 turns it off"

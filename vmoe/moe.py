@@ -70,6 +70,11 @@ def moe_block(
     groups = group_count(batch // members, config.group_images)
     given = {name: value for name, value in (inputs or {}).items() if value is not None}
     if mask is not None:
+        if not takes_input(config.router, "mask"):
+            raise UserError(
+                f'the router "{config.router.name}" has no input mask, so that padding images '
+                'would take places in its buffers; fix: give it mask: moegen.bool_["S"] = None'
+            )
         per_token = jnp.broadcast_to(mask[:, None], (batch, tokens))
         given["mask"] = group_tokens(per_token, groups, members)
     if takes_input(config.router, "ids"):  # an image's patches are known by their positions

@@ -110,14 +110,18 @@ def _decay_by_name(pairs: Sequence[tuple[str, float]]) -> optax.GradientTransfor
     return optax.stateless(decay) if pairs else optax.identity()
 
 
-def _freeze(config: OptimConfig) -> optax.GradientTransformation:
-    def is_frozen(path: str) -> bool:
-        chosen = not config.trainable or any(re.search(p, path) for p in config.trainable)
-        return not chosen or any(re.search(p, path) for p in config.frozen)
+def is_frozen(config: OptimConfig, path: str) -> bool:
+    """Whether the weight of this path, such as "head/kernel", is left as it is."""
+    chosen = not config.trainable or any(re.search(p, path) for p in config.trainable)
+    return not chosen or any(re.search(p, path) for p in config.frozen)
 
+
+def _freeze(config: OptimConfig) -> optax.GradientTransformation:
     def freeze(updates: Any, params: Any) -> Any:
         paths = named(updates)
-        return jax.tree.map(lambda u, p: jnp.zeros_like(u) if is_frozen(p) else u, updates, paths)
+        return jax.tree.map(
+            lambda u, p: jnp.zeros_like(u) if is_frozen(config, p) else u, updates, paths
+        )
 
     return optax.stateless(freeze) if config.trainable or config.frozen else optax.identity()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -29,8 +30,21 @@ FIELDS = {
 
 
 def router_of(config: RouterConfig) -> moegen.Router:
-    """The router by name, unbound."""
-    return getattr(routers, config.name)  # type: ignore[no-any-return]
+    """The router by name, unbound: one of moegen's, or of a file or module of the user's.
+
+    Raises:
+      UserError: if there is none of that name.
+    """
+    return _found(config.name)
+
+
+@functools.cache
+def _found(name: str) -> moegen.Router:
+    """Cached, since a file that is read again declares another router."""
+    try:
+        return moegen.find(name, moegen.Router, routers)
+    except MoegenError as error:
+        raise UserError(f"moe.router.name: {error.what}; fix: {error.fix}") from error
 
 
 def bound_router(config: RouterConfig, train: bool) -> moegen.Router:
@@ -48,10 +62,9 @@ def bound_router(config: RouterConfig, train: bool) -> moegen.Router:
         if setting in known:
             chosen[setting] = value
         elif value != getattr(default, field):
-            raise UserError(
-                f'moe.router.{field}={value!r} means nothing to the router "{config.name}"; '
-                "fix: leave it out"
-            )
+            raise _meaningless(config, field)
+    if config.name != "loss_free" and config.bias_update_rate != default.bias_update_rate:
+        raise _meaningless(config, "bias_update_rate")
     if not train and config.eval_capacity_factor is not None and "capacity_factor" in known:
         chosen["capacity_factor"] = config.eval_capacity_factor
     if "multiple_of" in chosen:
@@ -60,6 +73,13 @@ def bound_router(config: RouterConfig, train: bool) -> moegen.Router:
         return router.bind(**chosen | dict(config.settings))  # type: ignore[no-any-return]
     except MoegenError as error:
         raise UserError(f"moe.router.settings: {error.what}; fix: {error.fix}") from None
+
+
+def _meaningless(config: RouterConfig, field: str) -> UserError:
+    return UserError(
+        f"moe.router.{field}={getattr(config, field)!r} means nothing to the router "
+        f'"{config.name}"; fix: leave it out'
+    )
 
 
 def has_setting(config: RouterConfig, *names: str) -> bool:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from vmoe import model
+from vmoe.balance import move_biases
 from vmoe.config import CheckpointConfig, DataConfig, TrainConfig
 from vmoe.ensemble import repeat_images
 from vmoe.losses import LOSSES, targets, training_loss
@@ -77,9 +78,10 @@ def _compiled_step(config: TrainConfig) -> TrainStep:
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         grad = jax.value_and_grad(lambda p: loss(config, p, batch, key), has_aux=True)
-        (_, metrics), gradients = grad(state.params)
+        (_, (metrics, routing)), gradients = grad(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        params = move_biases(config, state.params, params, routing)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         metrics |= gradient_norms(gradients)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
@@ -89,8 +91,8 @@ def _compiled_step(config: TrainConfig) -> TrainStep:
 
 def loss(
     config: TrainConfig, params: Any, batch: dict[str, jax.Array], key: jax.Array
-) -> tuple[jax.Array, Metrics]:
-    """The training loss of a batch, and what is reported of it."""
+) -> tuple[jax.Array, tuple[Metrics, dict[str, Any]]]:
+    """The training loss of a batch, the scalars reported of it, and each MoE block's report."""
     logits, routing = model.apply(config.model, params, batch["images"], key=key, train=True)
     wanted = targets(batch["labels"], config.model.num_classes, config.label_smoothing)
     wanted = repeat_images(wanted, config.model.ensemble_size)
@@ -106,7 +108,7 @@ def loss(
     for block, report in routing.items():
         if isinstance(report, dict):
             metrics |= _block_scalars(block, report)
-    return total, metrics
+    return total, (metrics, routing)
 
 
 def gradient_norms(gradients: Any) -> Metrics:

@@ -15,11 +15,11 @@ def place(
     *,
     k: int,
     capacity_factor: float,
-    capacity: int | None,
-    multiple_of: int | None,
-    rounding: str,
-    dropless: bool,
-    batch_priority: bool | str,
+    capacity: int | None = None,
+    multiple_of: int | None = 4,
+    rounding: str = "ceil",
+    dropless: bool = False,
+    batch_priority: bool | str = False,
 ):
     """Assigns choices [S, K] to the experts' buffers; returns the route and a report.
 

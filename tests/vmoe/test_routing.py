@@ -74,3 +74,52 @@ def test_a_dim_without_a_size_says_how_to_give_it():
 def test_which_routers_have_a_capacity():
     with_one = {n for n in ROUTERS if has_setting(RouterConfig(name=n), "capacity_factor")}
     assert set(ROUTERS) - with_one == {"soft", "shared_experts"}
+
+
+OWN = """
+import moegen as mg
+
+@mg.router
+def first(x: mg.floating["S D"], w: mg.f32["D E"], *, k: int = 1):
+    weight, expert = mg.top_k(mg.softmax(mg.dot(x, w, over="D"), over="E"), k, over="E")
+    return mg.assign(expert, weight, capacity=None), {}
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path / "own.py"
+
+
+def test_a_router_of_a_file_trains(own):
+    """By gradient descent on its own weights, reporting nothing."""
+    cfg = config(f"{own}:first", k=2)
+    params = model.init(cfg.validate(), jax.random.key(1), IMAGES.shape[1:])
+    grads = jax.grad(lambda p: jnp.sum(jnp.sin(model.apply(cfg, p, IMAGES)[0])))(params)
+    kernel = grads["Encoder"]["encoderblock_0"]["Moe"]["Router"]["dense"]["kernel"]
+    assert float(jnp.abs(kernel).max()) > 0
+
+
+def test_a_router_without_a_mask_refuses_padding_images(own):
+    cfg = config(f"{own}:first")
+    params = model.init(cfg, jax.random.key(1), IMAGES.shape[1:])
+    with pytest.raises(UserError, match="no input mask, so that padding images would take places"):
+        model.apply(cfg, params, IMAGES, mask=jnp.array([True, True, True, False]))
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (
+            "{}:frist",
+            r'no router frist in .*own.py \(did you mean "first"\?\); fix: use',
+        ),
+        ("nowhere.py:first", "nowhere.py is not a file; fix: give FILE.py:NAME"),
+        ("no.such.module:first", "no.such.module cannot be imported"),
+        ("moegen.experts:mlp", "no router mlp in moegen.experts; fix: use one of none"),
+    ],
+)
+def test_a_router_that_is_not_there_is_named(own, name, message):
+    with pytest.raises(UserError, match=r"moe.router.name: " + message):
+        bound_router(config(name.format(own)).moe.router, train=True)
