@@ -20,18 +20,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the suite that `argv` names and return the exit code; without one, list the suites."""
+    """Run the suite that `argv` names and return the exit code; without one, list the suites.
+
+    2 is a user's mistake, 1 a regression against --baseline.
+    """
     top = parser()
     arguments = top.parse_args(argv)
     if arguments.suite is None:
         top.print_help()
         return 0
     try:
-        SUITES[arguments.suite].run(arguments)
+        return SUITES[arguments.suite].run(arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

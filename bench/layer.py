@@ -1,133 +1,199 @@
-"""The compiled layer in each format against a dense MLP of equal FLOPs.
+"""The compiled layer in each format against a dense MLP of equal FLOPs, on five workloads.
 
-The dense MLP handles as many rows as the layer has assignments (tokens x k), so a ratio of 1 means
-that routing, dispatch and combine cost nothing. At capacity factor 1 the experts do exactly the
-dense FLOPs; every format drops the same assignments and computes the same function.
+The yardstick of a cell is the fastest of three dense MLPs; a ratio of 1 means that routing,
+dispatch and combine cost nothing. `floor` is what the experts' products take alone.
 """
 
 import argparse
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+import sys
+import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import moegen
-from bench.report import table, write_json
-from bench.timing import Timing, check_rounds, compare
+from bench import allocator, baseline
+from bench.report import Row, check_folder, table, write_json
+from bench.timing import check_rounds, compare
+from bench.workloads import (
+    CAPACITIES,
+    DIRECTIONS,
+    DTYPES,
+    QUICK,
+    ROUTINGS,
+    WORKLOADS,
+    Cell,
+    cells,
+    inputs,
+)
+from bench.yardsticks import DENSE, dense_inputs, floor, floor_inputs
 from moegen.experts import mlp
 from moegen.routers import noisy_top_k
 
-FORMATS = ("onehot", "slots", "sorted")
-Params = dict[str, dict[str, jax.Array]]
-Function = Callable[..., jax.Array]
-
-
-@dataclass(frozen=True)
-class Case:
-    """Sizes of one layer: groups, tokens a group, experts, choices, width, hidden width, dtype."""
-
-    groups: int = 2
-    tokens: int = 1024
-    experts: int = 8
-    k: int = 2
-    width: int = 256
-    hidden: int = 1024
-    dtype: str = "float32"
-
-
-QUICK = Case(groups=2, tokens=128, experts=4, width=64, hidden=128)
+SCHEDULES = {
+    "auto": moegen.Schedule(),
+    "onehot": moegen.Schedule(format="onehot"),
+    "slots": moegen.Schedule(format="slots"),
+    "sorted": moegen.Schedule(format="sorted"),
+    "ragged_dot": moegen.Schedule(format="sorted", kernel="ragged_dot"),
+}
+MOST_BYTES = 2 << 30
+"""What a layer may need for its rows or masks; one that needs more is left out, and says so."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this suite's flags to its subcommand."""
-    parser.add_argument("--quick", action="store_true", help="a small layer: seconds, not a result")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument(
-        "--rounds", type=int, default=None, help="timed pairs (default 20; quick 5)"
+        "--quick", action="store_true", help="four cells of a small layer: not a result"
     )
+    for name, known in (
+        ("workloads", tuple(WORKLOADS)),
+        ("dtypes", DTYPES),
+        ("routings", ROUTINGS),
+        ("capacities", CAPACITIES),
+        ("directions", DIRECTIONS),
+        ("schedules", tuple(SCHEDULES)),
+    ):
+        parser.add_argument(
+            f"--{name}", type=partial(chosen, name, known), default=known,
+            metavar="NAME,...", help=f"some of {', '.join(known)} (default: all)",
+        )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=None, help="timed pairs (default 9; quick 3)")
+    parser.add_argument("--json", type=Path, default=None, help="also write the result here")
+    parser.add_argument("--baseline", type=Path, default=None, help="an earlier result to compare")
     parser.add_argument(
-        "--json", type=Path, default=None, help="also write the result to this file"
-    )
+        "--allocator", choices=("keep", "default"), default="keep",
+        help="keep: freed memory stays with the process, for both sides (default)",
+    )  # fmt: skip
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Time forward and forward with backward, print both tables, write JSON if asked."""
-    base = QUICK if arguments.quick else Case()
-    case = Case(**{**asdict(base), "dtype": arguments.dtype})
-    rounds = arguments.rounds if arguments.rounds is not None else (5 if arguments.quick else 20)
+def chosen(flag: str, known: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """The names in "a,b", each of which must be known."""
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in known:
+            fix = f"use some of {','.join(known)}"
+            raise argparse.ArgumentTypeError(f"--{flag}: {name!r} is unknown; fix: {fix}")
+    return names
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure the cells, one table each; returns 1 if a baseline shows a regression."""
+    rounds = arguments.rounds if arguments.rounds is not None else (3 if arguments.quick else 9)
     check_rounds(rounds)
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise ValueError(f"--json: {arguments.json.parent} is no folder; fix: make it first")
-    results = measure(case, rounds)
-    for direction, rows in results.items():
-        print(table(f"{direction}: {case}", rows))
+    check_folder(arguments.json)
+    earlier = baseline.read(arguments.baseline)
+    kept = arguments.allocator == "keep" and allocator.keep_freed_memory()
+    results = measure_all(list(_cells(arguments)), arguments.schedules, rounds)
+    settings = {"rounds": rounds, "allocator": "keep" if kept else "default"}
     if arguments.json is not None:
-        write_json(arguments.json, "layer", asdict(case), results)
+        write_json(arguments.json, "layer", settings, results)
         print(f"wrote {arguments.json}")
+    return baseline.report(earlier, results) if earlier else 0
 
 
-def measure(case: Case, rounds: int) -> dict[str, list[Timing]]:
-    """Timings by direction ("forward", "training") of the dense MLP and of every format."""
-    params, x = inputs(case)
-    assigned = jnp.concatenate([x] * case.k, axis=1)  # as many rows as there are assignments
-    results = {}
-    for direction, of in (("forward", forward), ("training", training)):
-        baseline = partial(of(dense), first_expert(params), assigned)
-        layers = {name: partial(of(sparse(case, name)), params, x) for name in FORMATS}
-        results[direction] = compare(baseline, layers, rounds)
+def _cells(arguments: argparse.Namespace) -> Iterable[Cell]:
+    if arguments.quick:
+        return cells({"quick": QUICK}, DTYPES[:1], ROUTINGS, CAPACITIES[:1], DIRECTIONS)
+    return cells(
+        {name: WORKLOADS[name] for name in arguments.workloads}, arguments.dtypes,
+        arguments.routings, arguments.capacities, arguments.directions,
+    )  # fmt: skip
+
+
+def measure_all(todo: list[Cell], schedules: tuple[str, ...], rounds: int) -> dict[str, list[Row]]:
+    """The rows of every cell, printed as they come; Ctrl-C ends it with those that are done."""
+    results: dict[str, list[Row]] = {}
+    try:
+        for number, cell in enumerate(todo, 1):
+            print(f"[{number}/{len(todo)}] {cell.key}", file=sys.stderr, flush=True)
+            results[cell.key] = measure(cell, schedules, rounds)
+            print(table(cell.key, results[cell.key]), flush=True)
+    except KeyboardInterrupt:
+        print(f"interrupted: {len(results)} of {len(todo)} cells are done", file=sys.stderr)
     return results
 
 
-def inputs(case: Case) -> tuple[Params, jax.Array]:
-    """Random parameters and tokens x[G, S, D] of the case's dtype, the same in every run."""
-    e, d, f = case.experts, case.width, case.hidden
-    shapes = {
-        "router": {"w": (d, e)},
-        "expert": {"w1": (e, d, f), "b1": (e, f), "w2": (e, f, d), "b2": (e, d)},
+def measure(cell: Cell, schedules: tuple[str, ...], rounds: int) -> list[Row]:
+    """The yardstick, the floor and the layer by schedule, interleaved; ratios to the yardstick."""
+    params, x = inputs(cell)
+    k = cell.workload.k
+    dense = {
+        name: build(cell, function, *dense_inputs(name, params, x, k))
+        for name, function in DENSE.items()
     }
-    keys = iter(jax.random.split(jax.random.key(0), 6))
-    params = {
-        part: {name: normal(next(keys), shape, d, case.dtype) for name, shape in leaves.items()}
-        for part, leaves in shapes.items()
-    }
-    return params, normal(next(keys), (case.groups, case.tokens, d), 1, case.dtype)
+    first, *others = dense
+    tried = compare(dense[first].run, {n: dense[n].run for n in others}, 5, first)
+    best = min(tried, key=lambda timing: timing.ratio).name
+    made = {"floor": build(cell, floor, *floor_inputs(params, x, k))}
+    for name in schedules:
+        if fits(cell, name):
+            layer = layer_of(cell, name)
+            note = layer.lower(params, x).choice.format if name == "auto" else ""
+            made[name] = build(cell, output_of(layer), params, x, note=note)
+    candidates = {name: item.run for name, item in made.items()}
+    timings = compare(dense[best].run, candidates, rounds, best)
+    return [Row.of(timing, {**dense, **made}[timing.name]) for timing in timings]
 
 
-def normal(key: jax.Array, shape: tuple[int, ...], fan_in: int, dtype: str) -> jax.Array:
-    """A normal draw with variance 1 / fan_in."""
-    return (jax.random.normal(key, shape) / fan_in**0.5).astype(dtype)
+class Built:
+    """A compiled function of one cell with its arguments, and what compiling it showed."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any, note: str = ""):
+        start = time.perf_counter()
+        compiled = jax.jit(function).lower(*arguments).compile()
+        self.compile_seconds = time.perf_counter() - start
+        memory = compiled.memory_analysis()
+        self.temporary_mb = memory.temp_size_in_bytes / 1e6 if memory is not None else None
+        self.note = note
+        self.run = partial(compiled, *arguments)
 
 
-def first_expert(params: Params) -> dict[str, jax.Array]:
-    """The first expert's weights: the dense MLP's parameters."""
-    return {name: stacked[0] for name, stacked in params["expert"].items()}
+def build(cell: Cell, function: Callable[..., Any], *arguments: Any, note: str = "") -> Built:
+    """The function compiled for the cell's direction."""
+    wanted = training(function) if cell.direction == "training" else function
+    return Built(wanted, *arguments, note=note)
 
 
-def dense(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """The baseline in plain JAX: the same MLP on every row of x[G, R, D]."""
-    hidden = jax.nn.gelu(x @ params["w1"] + params["b1"])
-    return hidden @ params["w2"] + params["b2"]
+def training(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The gradients, by parameters and input, of the mean squares of the function's outputs."""
+
+    def loss(params: Any, x: Any) -> jax.Array:
+        outputs = jax.tree.leaves(function(params, x))
+        return sum(
+            (jnp.mean(jnp.square(y.astype(jnp.float32))) for y in outputs), start=jnp.zeros(())
+        )
+
+    return jax.grad(loss, argnums=(0, 1))
 
 
-def sparse(case: Case, layer_format: str) -> Function:
-    """The compiled layer, routing without noise, stored in the given format."""
-    router = noisy_top_k.bind(k=case.k, noise_std=0.0, capacity_factor=1.0)
-    layer = moegen.compile(router, mlp, schedule=moegen.Schedule(format=layer_format))
-    return lambda params, x: layer(params, x, key=None)[0]
+def layer_of(cell: Cell, schedule: str) -> moegen.Layer:
+    """The layer of a cell, routing without noise, lowered as the schedule of that name says."""
+    dropless = cell.capacity == "dropless"
+    place = {"dropless": True} if dropless else {"capacity_factor": float(cell.capacity)}
+    router = noisy_top_k.bind(k=cell.workload.k, noise_std=0.0, **place)
+    return moegen.compile(router, mlp, schedule=SCHEDULES[schedule])
 
 
-def forward(function: Function) -> Function:
-    """The function, compiled."""
-    return jax.jit(function)
+def output_of(layer: moegen.Layer) -> Callable[..., Any]:
+    """The layer as a function of parameters and tokens that gives the tokens only."""
+    return lambda params, x: layer(params, x)[0]
 
 
-def training(function: Function) -> Function:
-    """The function's gradients by parameters and input, of the mean square of its output."""
-
-    def loss(params: Params, x: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.square(function(params, x).astype(jnp.float32)))
-
-    return jax.jit(jax.grad(loss, argnums=(0, 1)))
+def fits(cell: Cell, schedule: str) -> bool:
+    """Whether the schedule's rows and masks stay below MOST_BYTES; prints why not."""
+    if schedule not in ("onehot", "slots"):
+        return True
+    load = cell.workload
+    slots = load.experts * load.tokens * load.k  # dropless: room for everyone everywhere
+    if cell.capacity != "dropless":
+        slots = round(load.tokens * load.k * float(cell.capacity))
+    needed = 4 * slots * (load.tokens if schedule == "onehot" else load.width + load.hidden)
+    if needed <= MOST_BYTES:
+        return True
+    print(f"  {schedule} left out: it needs {needed / 1e9:.1f} GB", file=sys.stderr)
+    return False

@@ -1,17 +1,50 @@
 """Prints a suite's result as a table and writes it as JSON."""
 
+from __future__ import annotations
+
 import json
 import os
 import platform
+import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jaxlib
 
 from bench.timing import Timing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a timing, and what compiling the function showed.
+
+    Attributes:
+      name: of the function.
+      median_ms: wall clock.
+      ratio, ratio_low, ratio_high: to the yardstick: median and quartiles over pairs.
+      compile_seconds: of tracing, lowering and compiling.
+      temporary_mb: memory beside arguments and results, in 1e6 bytes; None where not known.
+      note: what else there is to say.
+    """
+
+    name: str
+    median_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    compile_seconds: float
+    temporary_mb: float | None
+    note: str = ""
+
+    @classmethod
+    def of(cls, timing: Timing, built: Any) -> Row:
+        """The row of a timing and the compiled function that was timed."""
+        return cls(**asdict(timing), compile_seconds=built.compile_seconds,
+                   temporary_mb=built.temporary_mb, note=built.note)  # fmt: skip
 
 
 def machine() -> dict[str, object]:
@@ -22,23 +55,43 @@ def machine() -> dict[str, object]:
         "jaxlib": jaxlib.__version__,
         "device": jax.devices()[0].device_kind,
         "platform": jax.default_backend(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": _cores(),
     }
 
 
-def table(title: str, rows: Sequence[Timing]) -> str:
-    """A text table: one row per function, times in milliseconds, ratios to the baseline."""
-    lines = [title, f"  {'':<14}{'ms':>10}{'ratio':>8}   quartiles"]
+def git_state() -> str:
+    """The commit that is checked out, with "-dirty" if files differ from it; "" outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    folder = Path(__file__).parent
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def table(title: str, rows: Sequence[Row]) -> str:
+    """A text table: times in milliseconds, ratios to the first row, compile time and memory."""
+    head = f"  {'':<18}{'ms':>9}{'ratio':>7}   {'quartiles':<12}{'compile s':>10}{'temp MB':>9}"
+    lines = [title, head]
     for row in rows:
-        quartiles = f"{row.ratio_low:.2f} .. {row.ratio_high:.2f}"
-        lines.append(f"  {row.name:<14}{row.median_ms:>10.3f}{row.ratio:>8.2f}   {quartiles}")
+        quartiles = f"{row.ratio_low:.2f}..{row.ratio_high:.2f}"
+        memory = "" if row.temporary_mb is None else f"{row.temporary_mb:.0f}"
+        lines.append(
+            f"  {row.name:<18}{row.median_ms:>9.2f}{row.ratio:>7.2f}   {quartiles:<12}"
+            f"{row.compile_seconds:>10.1f}{memory:>9}  {row.note}".rstrip()
+        )
     return "\n".join(lines)
 
 
+def check_folder(path: Path | None) -> None:
+    """Raise ValueError if the result could not be written there; None is no file at all."""
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"--json: {path.parent} is no folder; fix: make it first")
+
+
 def write_json(
-    path: Path, suite: str, case: Mapping[str, object], results: Mapping[str, Sequence[Timing]]
+    path: Path, suite: str, settings: Mapping[str, object], results: Mapping[str, Sequence[Row]]
 ) -> None:
     """Write the result whole or not at all: to a temporary file beside `path`, then renamed.
 
@@ -47,7 +100,8 @@ def write_json(
     content = {
         "suite": suite,
         "machine": machine(),
-        "case": dict(case),
+        "git": git_state(),
+        "settings": dict(settings),
         "results": {name: [asdict(row) for row in rows] for name, rows in results.items()},
     }
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")

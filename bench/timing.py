@@ -29,12 +29,14 @@ def check_rounds(rounds: int) -> None:
         )
 
 
-def compare(baseline: Thunk, candidates: Mapping[str, Thunk], rounds: int) -> list[Timing]:
+def compare(
+    baseline: Thunk, candidates: Mapping[str, Thunk], rounds: int, name: str = "dense"
+) -> list[Timing]:
     """Time each candidate right after the baseline, `rounds` times.
 
     Machine noise lasts longer than one pair, so it divides out of each ratio; a ratio of two
-    separate medians keeps it. Returns the baseline first (its ratio is 1), then the candidates in
-    the order given. Times are milliseconds of wall clock.
+    separate medians keeps it. Returns the baseline first, by the name given (its ratio is 1), then
+    the candidates in their order. Times are milliseconds of wall clock.
     """
     check_rounds(rounds)
     for thunk in (baseline, *candidates.values()):
@@ -43,12 +45,12 @@ def compare(baseline: Thunk, candidates: Mapping[str, Thunk], rounds: int) -> li
     own: dict[str, list[float]] = {name: [] for name in candidates}
     base: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
-        for name, thunk in candidates.items():
-            base[name].append(_milliseconds(baseline))
-            own[name].append(_milliseconds(thunk))
-    dense = statistics.median(t for times in base.values() for t in times)
-    rows = [Timing("dense", dense, 1.0, 1.0, 1.0)]
-    return rows + [_summary(name, own[name], base[name]) for name in candidates]
+        for candidate, thunk in candidates.items():
+            base[candidate].append(_milliseconds(baseline))
+            own[candidate].append(_milliseconds(thunk))
+    middle = statistics.median(t for times in base.values() for t in times)
+    rows = [Timing(name, middle, 1.0, 1.0, 1.0)]
+    return rows + [_summary(c, own[c], base[c]) for c in candidates]
 
 
 def _summary(name: str, own: list[float], base: list[float]) -> Timing:

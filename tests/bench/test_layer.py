@@ -1,45 +1,87 @@
-"""bench/layer.py: the formats compute one function; the dense baseline is the same MLP."""
+"""bench/layer.py: schedules compute one function; what is printed and written; Ctrl-C."""
 
+import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from bench import layer
 from bench.__main__ import main
+from bench.workloads import Cell, Workload, inputs
+from bench.yardsticks import dense, dense_inputs
 
-TINY = layer.Case(groups=2, tokens=8, experts=2, k=1, width=4, hidden=8)
+TINY = Workload(tokens=8, width=4, hidden=8, experts=2, k=1)
+CELL = Cell("tiny", TINY)
 
 
-def test_formats_compute_the_same_function() -> None:
-    params, x = layer.inputs(TINY)
-    first, *others = (layer.sparse(TINY, name)(params, x) for name in layer.FORMATS)
+def test_schedules_compute_the_same_function() -> None:
+    params, x = inputs(CELL)
+    first, *others = (
+        layer.output_of(layer.layer_of(CELL, name))(params, x) for name in layer.SCHEDULES
+    )
     assert np.abs(first).max() > 0
     for other in others:
         np.testing.assert_allclose(other, first, atol=2e-6)
 
 
 def test_with_one_expert_the_layer_is_the_dense_mlp() -> None:
-    case = layer.Case(groups=1, tokens=8, experts=1, k=1, width=4, hidden=8)
-    params, x = layer.inputs(case)
-    expected = layer.dense(layer.first_expert(params), x)  # the only gate is 1
-    np.testing.assert_allclose(layer.sparse(case, "slots")(params, x), expected, atol=2e-6)
+    cell = Cell("one", replace(TINY, experts=1))
+    params, x = inputs(cell)
+    expected, _ = dense(*dense_inputs("dense", params, x, 1))  # the only gate is 1
+    found = layer.output_of(layer.layer_of(cell, "slots"))(params, x)
+    np.testing.assert_allclose(found[0], expected, atol=2e-6)
 
 
 def test_training_gives_gradients_of_parameters_and_input() -> None:
-    params, x = layer.inputs(TINY)
-    for_params, for_x = layer.training(layer.sparse(TINY, "slots"))(params, x)
+    params, x = inputs(CELL)
+    function = layer.training(layer.output_of(layer.layer_of(CELL, "slots")))
+    for_params, for_x = function(params, x)
     assert jax.tree.structure(for_params) == jax.tree.structure(params)
     assert for_x.shape == x.shape
     assert jnp.abs(for_x).max() > 0
 
 
+def test_what_does_not_fit_is_left_out_with_its_size(capsys) -> None:
+    big = Cell("E", Workload(6272, 192, 768, 16, 2))
+    assert not layer.fits(big, "onehot")
+    assert "onehot left out: it needs 5.0 GB" in capsys.readouterr().err
+    assert layer.fits(replace(big, capacity="1.05"), "slots")
+    assert layer.fits(big, "sorted")
+
+
 def test_quick_run_prints_and_writes(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(layer, "QUICK", TINY)
     path = tmp_path / "layer.json"
-    assert main(["layer", "--quick", "--rounds=3", f"--json={path}"]) == 0
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in ("forward", "training", "dense", *layer.FORMATS))
-    assert set(json.loads(path.read_text())["results"]) == {"forward", "training"}
+    flags = ["--quick", "--rounds=3", "--schedules=auto,slots", "--allocator=default"]
+    assert main(["layer", *flags, f"--json={path}"]) == 0
+    printed = capsys.readouterr()
+    assert all(name in printed.out for name in ("forward", "training", "floor", "auto", "slots"))
+    assert "[4/4]" in printed.err
+    content = json.loads(path.read_text())
+    assert len(content["results"]) == 4
+    assert content["settings"] == {"rounds": 3, "allocator": "default"}
+    for rows in content["results"].values():
+        assert rows[0]["ratio"] == 1
+        assert {row["name"]: row["note"] for row in rows}["auto"] in layer.SCHEDULES
+
+
+def test_ctrl_c_keeps_what_is_done(capsys, monkeypatch) -> None:
+    def measure(cell, schedules, rounds):
+        if cell.direction == "training":
+            raise KeyboardInterrupt
+        return []
+
+    monkeypatch.setattr(layer, "measure", measure)
+    todo = [CELL, replace(CELL, direction="training")]
+    assert list(layer.measure_all(todo, ("auto",), 3)) == [CELL.key]
+    assert "interrupted: 1 of 2 cells are done" in capsys.readouterr().err
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="--workloads: 'F' is unknown; fix: use"):
+        layer.chosen("workloads", ("A", "B"), "A,F")
