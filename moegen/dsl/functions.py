@@ -161,7 +161,8 @@ def take(x: Traced, index: Traced, *, over: str) -> Traced:
 def top_k(x: Traced, k: int, *, over: str, dim: str = CHOICE) -> tuple[Traced, Traced]:
     """The k largest elements along a dim and their indices; ties go to the lowest index.
 
-    Both have the new last dim `dim`. Needs 1 <= k <= the size of `over`.
+    -0.0 counts as less than 0.0, as in jax.lax.top_k. Both results have the new last dim `dim`.
+    Needs 1 <= k <= the size of `over`.
     """
     (name,) = visible(dims_tuple(over))
     return emit("top_k", x, over=name, k=k, dim=dim)  # type: ignore[no-any-return]

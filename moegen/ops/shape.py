@@ -224,7 +224,8 @@ class OneHot(OpDef):
 class TopK(OpDef):
     """`top_k(x, over="E", k=2)`: the k largest and their indices, ties to the lowest index.
 
-    The new dim of choices is `dim` (default K). Gradients go to the chosen elements.
+    -0.0 counts as less than 0.0, as in jax.lax.top_k. The new dim of choices is `dim` (default
+    K). Gradients go to the chosen elements.
     """
 
     name = "top_k"

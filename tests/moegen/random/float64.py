@@ -218,7 +218,7 @@ class _Run:
     def do_top_k(self, op: Op, x: Named) -> tuple[np.ndarray, np.ndarray]:
         rows, k = self.folded(op, x), op.attr["k"]
         self.all_pairs(op, rows)
-        index = _each_row(rows.seen, lambda row: _ranked(row)[:k], (k,))
+        index = _each_row(rows.seen, lambda row: _ranked(row, signed_zeros=True)[:k], (k,))
         return np.take_along_axis(rows.data, index, -1), index
 
     def do_one_hot(self, op: Op, index: Named) -> np.ndarray:
@@ -334,9 +334,13 @@ def _tuple(over: Any) -> tuple[str, ...]:
     return (over,) if isinstance(over, str) else tuple(over)
 
 
-def _ranked(row: np.ndarray) -> list[int]:
-    """Indices from the largest to the smallest value, equal ones in order."""
-    return sorted(range(len(row)), key=lambda i: (-row[i], i))
+def _ranked(row: np.ndarray, *, signed_zeros: bool = False) -> list[int]:
+    """Indices from the largest to the smallest value, equal ones in order.
+
+    With signed_zeros, -0.0 is less than 0.0.
+    """
+    below = np.signbit(row) if signed_zeros else np.zeros(len(row), bool)
+    return sorted(range(len(row)), key=lambda i: (-row[i], below[i], i))
 
 
 def _each_row(rows: np.ndarray, fn: Callable[[np.ndarray], Any], shape: tuple[int, ...]) -> Any:

@@ -1,5 +1,7 @@
 """Layers that random programs found wrong; each is the smallest one, by hand."""
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import moegen as mg
@@ -50,3 +52,19 @@ def test_derivative_of_abs_at_zero():
         return mg.abs(x * 0.0)
 
     check(top_1, absolute)
+
+
+def test_top_k_of_zeros_with_signs():
+    """-0.0 counts as less than 0.0: with weights of both signs, 0 * w is either."""
+
+    @mg.router
+    def router(x: mg.f32["S D"], w: mg.f32["D E"], u: mg.f32["D"]):
+        best, index = mg.top_k(u * 0.0, 2, over="D", dim="J")
+        return top_1(x, w), {"best": best, "index": index}
+
+    check(router, dense)
+
+
+def test_the_zeros_of_that_test_have_both_signs():
+    _, index = jax.lax.top_k(jnp.array([-0.0, 0.0]), 2)
+    assert index.tolist() == [1, 0]
