@@ -15,7 +15,7 @@ from vmoe.errors import UserError
 from vmoe.layers.mlp import init_mlp
 from vmoe.layers.params import Params, named_key
 from vmoe.model_config import MoEConfig
-from vmoe.routing import bound_router, init_router, router_arrays, takes_input
+from vmoe.routing import bound_router, init_router, require_mask, router_arrays, takes_input
 
 Aux = dict[str, jax.Array]
 """What a router reports, each with the group dim first: losses, load, dropped."""
@@ -70,11 +70,7 @@ def moe_block(
     groups = group_count(batch // members, config.group_images)
     given = {name: value for name, value in (inputs or {}).items() if value is not None}
     if mask is not None:
-        if not takes_input(config.router, "mask"):
-            raise UserError(
-                f'the router "{config.router.name}" has no input mask, so that padding images '
-                'would take places in its buffers; fix: give it mask: moegen.bool_["S"] = None'
-            )
+        require_mask(config.router)
         per_token = jnp.broadcast_to(mask[:, None], (batch, tokens))
         given["mask"] = group_tokens(per_token, groups, members)
     if takes_input(config.router, "ids"):  # an image's patches are known by their positions

@@ -75,6 +75,26 @@ def bound_router(config: RouterConfig, train: bool) -> moegen.Router:
         raise UserError(f"moe.router.settings: {error.what}; fix: {error.fix}") from None
 
 
+def check_router(config: RouterConfig) -> None:
+    """Whether a run can train and evaluate with the router; before anything is written.
+
+    Raises:
+      UserError: as `bound_router`, or if it takes no mask: a test set's last batch is padded.
+    """
+    for train in (True, False):
+        bound_router(config, train)
+    require_mask(config)
+
+
+def require_mask(config: RouterConfig) -> None:
+    """Raises UserError if padding images would take places in the router's buffers."""
+    if not takes_input(config, "mask"):
+        raise UserError(
+            f'the router "{config.name}" has no input mask, so that padding images would take '
+            'places in its buffers; fix: give it mask: moegen.bool_["S"] = None'
+        )
+
+
 def _meaningless(config: RouterConfig, field: str) -> UserError:
     return UserError(
         f"moe.router.{field}={getattr(config, field)!r} means nothing to the router "

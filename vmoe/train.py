@@ -17,6 +17,7 @@ from vmoe.data.images import Images
 from vmoe.errors import RunError, UserError
 from vmoe.evaluate import evaluate
 from vmoe.metrics import MetricWriter, Progress, first_not_finite
+from vmoe.routing import check_router
 from vmoe.state import TrainState, init_state, make_train_step
 from vmoe.workdir import open_workdir
 
@@ -183,6 +184,8 @@ def _new_state(config: TrainConfig, images: Images) -> TrainState:
             f"model.num_classes={config.model.num_classes} is less than the "
             f"{images.num_classes} classes of the data; fix: raise it"
         )
+    if config.model.moe is not None:
+        check_router(config.model.moe.router)
     try:
         return init_state(config, images.shape)
     except ValueError as error:

@@ -11,7 +11,7 @@ from moegen import routers
 from vmoe import model
 from vmoe.errors import UserError
 from vmoe.model_config import ROUTERS, ModelConfig, MoEConfig, RouterConfig
-from vmoe.routing import bound_router, has_setting, init_router
+from vmoe.routing import bound_router, check_router, has_setting, init_router
 
 OWN_DIMS = {"soft": (("C", 2),), "null_experts": (("Z", 2),)}
 IMAGES = jax.random.normal(jax.random.key(0), (4, 4, 4, 1))
@@ -25,6 +25,11 @@ def config(name: str, **changes) -> ModelConfig:
     return ModelConfig(
         num_classes=3, patch_size=2, width=8, depth=1, mlp_dim=8, num_heads=2, head="gap", moe=moe
     )
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_every_router_of_the_package_can_be_trained_with(name):
+    check_router(config(name).moe.router)
 
 
 def test_the_list_is_that_of_moegen():
@@ -106,6 +111,8 @@ def test_a_router_without_a_mask_refuses_padding_images(own):
     params = model.init(cfg, jax.random.key(1), IMAGES.shape[1:])
     with pytest.raises(UserError, match="no input mask, so that padding images would take places"):
         model.apply(cfg, params, IMAGES, mask=jnp.array([True, True, True, False]))
+    with pytest.raises(UserError, match="no input mask"):
+        check_router(cfg.moe.router)
 
 
 @pytest.mark.parametrize(

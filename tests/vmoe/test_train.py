@@ -155,6 +155,11 @@ def test_a_workdir_with_another_run_is_refused(tmp_path):
         train(other, io.StringIO())
 
 
+def router_of(**changes) -> dict:
+    router = replace(CONFIG.model.moe.router, **changes)
+    return {"model": replace(CONFIG.model, moe=replace(CONFIG.model.moe, router=router))}
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -164,6 +169,9 @@ def test_a_workdir_with_another_run_is_refused(tmp_path):
         ({"data": replace(CONFIG.data, batch_size=1440)}, r"more than the 1437 training images"),
         ({"steps": 3}, r"warmup_steps=3 leaves nothing of 3 steps"),
         ({"workdir": ""}, r"workdir is not set"),
+        (router_of(name="soft", dropless=True), r"dropless=True means nothing to the router"),
+        (router_of(name="mixtral", bias_update_rate=0.1), r"bias_update_rate=0.1 means nothing"),
+        (router_of(name="nowhere.py:own"), r"moe.router.name: nowhere.py is not a file; fix"),
     ],
 )
 def test_a_users_mistake_writes_nothing(tmp_path, changes, message):
