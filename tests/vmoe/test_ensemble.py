@@ -200,7 +200,7 @@ def digits(count):
 def test_every_member_learns_from_every_label():
     images = digits(8)
     batch = {"images": jnp.asarray(images.images), "labels": jnp.asarray(images.labels)}
-    _, metrics = loss(TINY, TINY_PARAMS, batch, jax.random.key(2))
+    _, (metrics, _) = loss(TINY, TINY_PARAMS, batch, jax.random.key(2))
     logits, routing = apply(TINY.model, TINY_PARAMS, batch["images"], train=True)
     assert logits.shape == (16, 10)
     wanted = np.repeat(images.labels, 2)
