@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import moegen
 from bench import allocator, baseline
 from bench.report import Row, check_folder, table, write_json
-from bench.timing import check_rounds, compare
+from bench.timing import Timing, check_rounds, compare
 from bench.workloads import (
     CAPACITIES,
     DIRECTIONS,
@@ -137,7 +138,7 @@ def measure(cell: Cell, schedules: tuple[str, ...], rounds: int) -> list[Row]:
             made[name] = build(cell, output_of(layer), params, x, note=note)
     candidates = {name: item.run for name, item in made.items()}
     timings = compare(dense[best].run, candidates, rounds, best)
-    return [Row.of(timing, {**dense, **made}[timing.name]) for timing in timings]
+    return [{**dense, **made}[timing.name].row(timing) for timing in timings]
 
 
 class Built:
@@ -151,6 +152,11 @@ class Built:
         self.temporary_mb = memory.temp_size_in_bytes / 1e6 if memory is not None else None
         self.note = note
         self.run = partial(compiled, *arguments)
+
+    def row(self, timing: Timing) -> Row:
+        """The line of the table for a timing of this function."""
+        return Row(**asdict(timing), compile_seconds=self.compile_seconds,
+                   temporary_mb=self.temporary_mb, note=self.note)  # fmt: skip
 
 
 def build(cell: Cell, function: Callable[..., Any], *arguments: Any, note: str = "") -> Built:

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jaxlib
@@ -19,32 +18,18 @@ from bench.timing import Timing
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(Timing):
     """One line of a table: a timing, and what compiling the function showed.
 
     Attributes:
-      name: of the function.
-      median_ms: wall clock.
-      ratio, ratio_low, ratio_high: to the yardstick: median and quartiles over pairs.
       compile_seconds: of tracing, lowering and compiling.
       temporary_mb: memory beside arguments and results, in 1e6 bytes; None where not known.
       note: what else there is to say.
     """
 
-    name: str
-    median_ms: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
     compile_seconds: float
     temporary_mb: float | None
     note: str = ""
-
-    @classmethod
-    def of(cls, timing: Timing, built: Any) -> Row:
-        """The row of a timing and the compiled function that was timed."""
-        return cls(**asdict(timing), compile_seconds=built.compile_seconds,
-                   temporary_mb=built.temporary_mb, note=built.note)  # fmt: skip
 
 
 def machine() -> dict[str, object]:

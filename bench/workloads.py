@@ -26,11 +26,6 @@ class Workload:
     experts: int
     k: int
 
-    @property
-    def flops(self) -> int:
-        """Multiplications and additions of the experts' forward pass, no row padded or dropped."""
-        return 4 * self.tokens * self.k * self.width * self.hidden
-
 
 WORKLOADS = {
     "A": Workload(400, 512, 2048, 8, 2),

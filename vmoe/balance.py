@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
 from moegen.routers.loss_free import update_bias
 from vmoe.config import TrainConfig
+from vmoe.encoder import block_name
 from vmoe.optim import is_frozen
 
 
@@ -30,13 +29,12 @@ def move_biases(config: TrainConfig, before: Any, after: Any, routing: dict[str,
     if moe is None or moe.router.name != "loss_free":
         return after
 
-    def moved(path: tuple[Any, ...], new: jax.Array) -> jax.Array:
-        match [getattr(key, "key", None) for key in path]:
-            case ["Encoder", block, "Moe", "Router", "bias"]:
-                old = before["Encoder"][block]["Moe"]["Router"]["bias"]
-                if is_frozen(config.optim, f"Encoder/{block}/Moe/Router/bias"):
-                    return old
-                return update_bias(old, routing[block]["load"], moe.router.bias_update_rate)
-        return new
-
-    return jax.tree_util.tree_map_with_path(moved, after)
+    blocks = dict(after["Encoder"])
+    for name in map(block_name, moe.layers):
+        bias = before["Encoder"][name]["Moe"]["Router"]["bias"]
+        if not is_frozen(config.optim, f"Encoder/{name}/Moe/Router/bias"):
+            bias = update_bias(bias, routing[name]["load"], moe.router.bias_update_rate)
+        layer = blocks[name]["Moe"]
+        router = layer["Router"] | {"bias": bias}
+        blocks[name] = blocks[name] | {"Moe": layer | {"Router": router}}
+    return after | {"Encoder": blocks}

@@ -65,6 +65,6 @@ def test_top_k_of_zeros_with_signs():
     check(router, dense)
 
 
-def test_the_zeros_of_that_test_have_both_signs():
+def test_jax_counts_minus_zero_as_less_than_zero():
     _, index = jax.lax.top_k(jnp.array([-0.0, 0.0]), 2)
     assert index.tolist() == [1, 0]
