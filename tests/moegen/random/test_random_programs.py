@@ -16,7 +16,7 @@ from tests.moegen.random.float64 import Unclear
 from tests.moegen.random.layers import make_case
 from tests.moegen.random.plans import ALL, KINDS, Plan, plans
 
-IN_CI, NIGHTLY_OF_EACH_KIND = 50, 250
+IN_CI, NIGHTLY_OF_EACH_KIND = 100, 250
 """Programs; the nightly profile runs 2,000 over all kinds."""
 
 
