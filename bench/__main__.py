@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import layer
+from bench import layer, train_step
 
-SUITES = {"layer": layer}
+SUITES = {"layer": layer, "train_step": train_step}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the suite that `argv` names and return the exit code; without one, list the suites.
 
-    2 is a user's mistake, 1 a regression against --baseline.
+    2 is a user's mistake, 1 a regression against --baseline, 130 a run that Ctrl-C ended.
     """
     top = parser()
     arguments = top.parse_args(argv)

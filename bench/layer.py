@@ -10,16 +10,15 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import moegen
-from bench import allocator, baseline
-from bench.report import Row, check_folder, table, write_json
-from bench.timing import Timing, check_rounds, compare
+from bench import suite
+from bench.report import Row
+from bench.timing import Timing, compare
 from bench.workloads import (
     CAPACITIES,
     DIRECTIONS,
@@ -48,9 +47,7 @@ MOST_BYTES = 2 << 30
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this suite's flags to its subcommand."""
-    parser.add_argument(
-        "--quick", action="store_true", help="four cells of a small layer: not a result"
-    )
+    suite.add_arguments(parser, quick="four cells of a small layer: not a result")
     for name, known in (
         ("workloads", tuple(WORKLOADS)),
         ("dtypes", DTYPES),
@@ -60,41 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("schedules", tuple(SCHEDULES)),
     ):
         parser.add_argument(
-            f"--{name}", type=partial(chosen, name, known), default=known,
+            f"--{name}", type=partial(suite.chosen, name, known), default=known,
             metavar="NAME,...", help=f"some of {', '.join(known)} (default: all)",
         )  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=None, help="timed pairs (default 9; quick 3)")
-    parser.add_argument("--json", type=Path, default=None, help="also write the result here")
-    parser.add_argument("--baseline", type=Path, default=None, help="an earlier result to compare")
-    parser.add_argument(
-        "--allocator", choices=("keep", "default"), default="keep",
-        help="keep: freed memory stays with the process, for both sides (default)",
-    )  # fmt: skip
-
-
-def chosen(flag: str, known: tuple[str, ...], text: str) -> tuple[str, ...]:
-    """The names in "a,b", each of which must be known."""
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in known:
-            fix = f"use some of {','.join(known)}"
-            raise argparse.ArgumentTypeError(f"--{flag}: {name!r} is unknown; fix: {fix}")
-    return names
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure the cells, one table each; returns 1 if a baseline shows a regression."""
-    rounds = arguments.rounds if arguments.rounds is not None else (3 if arguments.quick else 9)
-    check_rounds(rounds)
-    check_folder(arguments.json)
-    earlier = baseline.read(arguments.baseline)
-    kept = arguments.allocator == "keep" and allocator.keep_freed_memory()
-    results = measure_all(list(_cells(arguments)), arguments.schedules, rounds)
-    settings = {"rounds": rounds, "allocator": "keep" if kept else "default"}
-    if arguments.json is not None:
-        write_json(arguments.json, "layer", settings, results)
-        print(f"wrote {arguments.json}")
-    return baseline.report(earlier, results) if earlier else 0
+    """Measure the cells, one table each; returns the exit code."""
+    todo = {c.key: partial(measure, c, arguments.schedules) for c in _cells(arguments)}
+    return suite.run("layer", arguments, todo)
 
 
 def _cells(arguments: argparse.Namespace) -> Iterable[Cell]:
@@ -104,19 +75,6 @@ def _cells(arguments: argparse.Namespace) -> Iterable[Cell]:
         {name: WORKLOADS[name] for name in arguments.workloads}, arguments.dtypes,
         arguments.routings, arguments.capacities, arguments.directions,
     )  # fmt: skip
-
-
-def measure_all(todo: list[Cell], schedules: tuple[str, ...], rounds: int) -> dict[str, list[Row]]:
-    """The rows of every cell, printed as they come; Ctrl-C ends it with those that are done."""
-    results: dict[str, list[Row]] = {}
-    try:
-        for number, cell in enumerate(todo, 1):
-            print(f"[{number}/{len(todo)}] {cell.key}", file=sys.stderr, flush=True)
-            results[cell.key] = measure(cell, schedules, rounds)
-            print(table(cell.key, results[cell.key]), flush=True)
-    except KeyboardInterrupt:
-        print(f"interrupted: {len(results)} of {len(todo)} cells are done", file=sys.stderr)
-    return results
 
 
 def measure(cell: Cell, schedules: tuple[str, ...], rounds: int) -> list[Row]:

@@ -69,19 +69,16 @@ def table(title: str, rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def check_folder(path: Path | None) -> None:
-    """Raise ValueError if the result could not be written there; None is no file at all."""
+def check_folder(flag: str, path: Path | None) -> None:
+    """Raise ValueError if the flag's file could not be written there; None is no file at all."""
     if path is not None and not path.parent.is_dir():
-        raise ValueError(f"--json: {path.parent} is no folder; fix: make it first")
+        raise ValueError(f"--{flag}: {path.parent} is no folder; fix: make it first")
 
 
 def write_json(
     path: Path, suite: str, settings: Mapping[str, object], results: Mapping[str, Sequence[Row]]
 ) -> None:
-    """Write the result whole or not at all: to a temporary file beside `path`, then renamed.
-
-    Raises OSError if the folder of `path` does not exist or cannot be written.
-    """
+    """Write the result whole or not at all; raises OSError if that is not possible."""
     content = {
         "suite": suite,
         "machine": machine(),
@@ -89,12 +86,19 @@ def write_json(
         "settings": dict(settings),
         "results": {name: [asdict(row) for row in rows] for name, rows in results.items()},
     }
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary file beside `path`, then renamed.
+
+    Raises OSError if the folder of `path` does not exist or cannot be written.
+    """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
+            file.write(text)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

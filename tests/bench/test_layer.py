@@ -1,6 +1,5 @@
-"""bench/layer.py: schedules compute one function; what is printed and written; Ctrl-C."""
+"""bench/layer.py: schedules compute one function; what is printed and written."""
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from bench import layer
 from bench.__main__ import main
@@ -68,20 +66,3 @@ def test_quick_run_prints_and_writes(tmp_path: Path, capsys, monkeypatch) -> Non
     for rows in content["results"].values():
         assert rows[0]["ratio"] == 1
         assert {row["name"]: row["note"] for row in rows}["auto"] in layer.SCHEDULES
-
-
-def test_ctrl_c_keeps_what_is_done(capsys, monkeypatch) -> None:
-    def measure(cell, schedules, rounds):
-        if cell.direction == "training":
-            raise KeyboardInterrupt
-        return []
-
-    monkeypatch.setattr(layer, "measure", measure)
-    todo = [CELL, replace(CELL, direction="training")]
-    assert list(layer.measure_all(todo, ("auto",), 3)) == [CELL.key]
-    assert "interrupted: 1 of 2 cells are done" in capsys.readouterr().err
-
-
-def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="--workloads: 'F' is unknown; fix: use"):
-        layer.chosen("workloads", ("A", "B"), "A,F")
