@@ -70,6 +70,7 @@ from moegen.dsl.functions import (
 )
 from moegen.dsl.specs import Key, bf16, bool_, f16, f32, floating, i32
 from moegen.runtime.layer import Layer, compile, no_recompile
+from moegen.runtime.measure import autotune
 from moegen.runtime.schedule import Schedule
 
 __all__ = [
@@ -82,6 +83,7 @@ __all__ = [
     "argmax",
     "assign",
     "assign_items",
+    "autotune",
     "bf16",
     "bool_",
     "call",

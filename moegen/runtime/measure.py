@@ -1,0 +1,167 @@
+"""`moegen.autotune`: the format that is fastest here, by running each of them."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moegen.errors import LoweringError
+from moegen.passes.choose_format import FORMATS
+from moegen.runtime.layer import Layer
+from moegen.runtime.stages import Lowered
+from moegen.tune.store import Measured, add_to_store, read_store
+
+HOPELESS = 20.0
+"""A format whose estimate is this many times the best one's is not worth compiling."""
+ROUNDS = 7
+
+
+def autotune(
+    layer: Layer,
+    params: Mapping[str, Any],
+    x: Any,
+    *,
+    key: Any = None,
+    inputs: Mapping[str, Any] | None = None,
+    training: bool = True,
+    store: str | Path | None = None,
+) -> tuple[Layer, Measured]:
+    """Returns the layer with the format that is fastest for these arguments, and the times.
+
+    Each format is compiled and run, in turns, on the default device; which rows go where depends
+    on the arrays, so use real ones. Whatever else the schedule says is kept.
+
+    Args:
+      layer: its schedule's format is replaced.
+      params: concrete arrays, as for a call.
+      x: tokens [G, S, D] or [S, D].
+      key: a random key, or None for a deterministic call.
+      inputs: the router's per-token inputs by name.
+      training: measures outputs and gradients by parameters and tokens, else outputs only.
+      store: a file that remembers. An entry counts as long as the emitted code (kernels
+        included), the shapes, the kind of device and jax's version are the same.
+
+    Raises:
+      LoweringError: if no format can hold the layer.
+      TuneError: if the store is damaged or cannot be written; nothing is measured then.
+    """
+    inputs = dict(inputs or {})
+    path = Path(store) if store is not None else None
+    lowered, refused = _lower_all(layer, params, x, key, inputs)
+    direction = "training" if training else "forward"
+    name = _name(lowered, params, x, inputs, direction)
+    known = read_store(path) if path is not None else {}
+    if name not in known:
+        runs = {
+            form: _compiled(_with_format(layer, form), params, x, key, inputs, training=training)
+            for form in lowered
+        }
+        times = _times(runs)
+        first = next(iter(lowered.values()))
+        known[name] = Measured(
+            first.program.name, _device(), jax.__version__, direction,
+            min(times, key=lambda form: times[form]), times, refused,
+        )  # fmt: skip
+        if path is not None:
+            add_to_store(path, name, known[name])
+    return _with_format(layer, known[name].format), known[name]
+
+
+def _lower_all(
+    layer: Layer, params: Any, x: Any, key: Any, inputs: dict[str, Any]
+) -> tuple[dict[str, Lowered], dict[str, str]]:
+    """Each format that is worth a try, lowered; and why the others are not."""
+    found: dict[str, Lowered] = {}
+    refused: dict[str, str] = {}
+    for form in FORMATS:
+        try:
+            found[form] = _with_format(layer, form).lower(params, x, key=key, inputs=inputs)
+        except LoweringError as error:
+            refused[form] = error.what
+    if not found:
+        raise LoweringError(
+            f"{layer.router.name}: no format can hold it: " + "; ".join(refused.values())
+        )
+    estimates = {form: _estimate(one) for form, one in found.items()}
+    best = min(estimates.values())
+    for form, seconds in estimates.items():
+        if seconds > HOPELESS * best:
+            refused[form] = f"estimated at {seconds / best:.0f} times the best"
+            del found[form]
+    return found, refused
+
+
+def _estimate(lowered: Lowered) -> float:
+    """The cost model's seconds for the format of a lowered layer."""
+    costs = {c.format: c.cost for c in lowered.choice.candidates}
+    cost = costs[lowered.choice.format]
+    return cost.seconds if cost is not None else float("inf")
+
+
+def _with_format(layer: Layer, form: str) -> Layer:
+    return Layer(layer.router, layer.expert, replace(layer.schedule, format=form))
+
+
+def _device() -> str:
+    return str(jax.devices()[0].device_kind)
+
+
+def _name(
+    lowered: dict[str, Lowered], params: Any, x: Any, inputs: dict[str, Any], direction: str
+) -> str:
+    """The key in the store: everything that the times depend on, but the values of the arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path((params, x, inputs))
+    shapes = [(jax.tree_util.keystr(at), a.shape, str(a.dtype)) for at, a in leaves]
+    sources = [(form, one.source()) for form, one in lowered.items()]
+    facts = (sources, shapes, direction, _device(), jax.__version__)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+
+
+def _compiled(
+    layer: Layer, params: Any, x: Any, key: Any, inputs: dict[str, Any], *, training: bool
+) -> Callable[[], Any]:
+    """A call of the layer, or of its gradients, ready to be timed."""
+
+    def forward(params: Any, x: Any) -> Any:
+        return layer(params, x, key=key, **inputs)
+
+    def gradients(params: Any, x: Any) -> Any:
+        leaves, tree = jax.tree.flatten((params, x))
+        real = [i for i, leaf in enumerate(leaves) if _is_real(leaf)]
+
+        def loss(*given: Any) -> Any:
+            full = list(leaves)
+            for i, leaf in zip(real, given, strict=True):
+                full[i] = leaf
+            outputs = jax.tree.leaves(forward(*jax.tree.unflatten(tree, full)))
+            return sum(jnp.mean(jnp.square(a.astype("float32"))) for a in outputs if _is_real(a))
+
+        return jax.grad(loss, argnums=tuple(range(len(real))))(*(leaves[i] for i in real))
+
+    compiled = jax.jit(gradients if training else forward).lower(params, x).compile()
+    return lambda: compiled(params, x)
+
+
+def _is_real(a: Any) -> bool:
+    return bool(jnp.issubdtype(a.dtype, jnp.floating))
+
+
+def _times(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Median milliseconds of each, in turns, so that all see the same machine."""
+    seen: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        jax.block_until_ready(run())  # touches all memory once
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            seen[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(times) for name, times in seen.items()}
