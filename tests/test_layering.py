@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "moegen.catalogue": BELOW_PUBLIC | {"moegen", "moegen.experts", "moegen.routers"},
     "moegen.cli": BELOW_PUBLIC | {"moegen", "moegen.catalogue", "moegen.experts", "moegen.routers"},
     "vmoe": PUBLIC,
-    "bench": PUBLIC | {"vmoe"},
+    "bench": PUBLIC | {"vmoe", "moegen.kernels", "moegen.tune"},
 }
 
 # What each part may take from outside the standard library; pyproject.toml installs no more.
