@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import kernels, layer, train_step
+from bench import budget, kernels, layer, train_step
 
-SUITES = {"kernels": kernels, "layer": layer, "train_step": train_step}
+SUITES = {"budget": budget, "kernels": kernels, "layer": layer, "train_step": train_step}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -109,6 +109,7 @@ class Built:
         memory = compiled.memory_analysis()
         self.temporary_mb = memory.temp_size_in_bytes / 1e6 if memory is not None else None
         self.note = note
+        self.compiled = compiled
         self.run = partial(compiled, *arguments)
 
     def row(self, timing: Timing) -> Row:

@@ -7,6 +7,9 @@ import operator
 
 import moegen as mg
 
+NEVER = 1e30
+"""Above any gate: nobody reaches it."""
+
 
 def place(
     expert,
@@ -42,6 +45,24 @@ def _priority(weight, batch_priority):
     if batch_priority == "sum":
         return mg.sum(weight, over="K")
     return "gate" if batch_priority else None
+
+
+def within_budget(weight, mask, budget):
+    """bool[S]: the tokens with the largest gates, ceil(budget * S) of the group's S.
+
+    The budget f32[S] is a run-time value, the same for all tokens of a group (the largest counts).
+    Masked tokens come last. Tokens whose gates equal the last one's are served with it.
+    """
+    tokens = mg.size("S")
+    gate = mg.stop_gradient(mg.cast(mg.max(weight, over="K"), "f32"))
+    if mask is not None:
+        gate = mg.where(mask, gate, -1.0)
+    ranked, _ = mg.top_k(gate, tokens, over="S", dim="R")
+    wanted = mg.max(mg.cast(budget, "f32"), over="S") * float(tokens)
+    inside = mg.cast(mg.iota("R", tokens), "f32") < wanted
+    least = mg.min(mg.where(inside, ranked, NEVER), over="R")
+    served = gate >= least
+    return served if mask is None else mask & served
 
 
 def usage(route, expert):

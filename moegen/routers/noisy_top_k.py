@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import moegen as mg
-from moegen.routers.common import place, weighted_sum
+from moegen.routers.common import place, weighted_sum, within_budget
 
 
 @mg.router
@@ -13,6 +13,7 @@ def noisy_top_k(
     key: mg.Key = None,
     noise: mg.f32["S E"] = None,
     mask: mg.bool_["S"] = None,
+    budget: mg.f32["S"] = None,
     *,
     k: int = 1,
     noise_std: float = 1.0,
@@ -38,6 +39,10 @@ def noisy_top_k(
       noise: a recorded standard normal draw that replaces the key's.
       mask: False for padding; such tokens take no slot and do not count in `load` and
         `dropped`. The losses do count them: they are for training, which has no padding.
+      budget: the share of its group's tokens that may be served, in 0..1, the same for all tokens
+        of a group. Those with the largest gates are; the others take no slot, as if masked. A
+        run-time value: with dropless=True in the sorted format one program takes less time for
+        a smaller one.
       k: experts per token.
       noise_std: divided by E before use.
       capacity_factor, multiple_of, rounding: see `moegen.compute_capacity`.
@@ -59,6 +64,8 @@ def noisy_top_k(
     noisy = add_noise(logits, key, noise, sigma)
     gates = mg.softmax(noisy, over="E")
     weight, expert = mg.top_k(gates, k, over="E")
+    if budget is not None:
+        mask = within_budget(weight, mask, budget)
     route, report = place(
         expert, weight, mask, k=k, capacity_factor=capacity_factor, capacity=capacity,
         multiple_of=multiple_of, rounding=rounding, dropless=dropless,

@@ -19,7 +19,7 @@ def identity(x: mg.f32["C D"], one: mg.f32[""]):
 
 
 def run(x=X, w=W, **settings):
-    inputs = {n: settings.pop(n) for n in ("mask", "key", "noise") if n in settings}
+    inputs = {n: settings.pop(n) for n in ("mask", "key", "noise", "budget") if n in settings}
     layer = mg.compile(noisy_top_k.bind(**settings), identity, mg.Schedule(format="slots"))
     params = {"router": {"w": w}, "expert": {"one": jnp.ones(w.shape[1])}}
     return layer(params, x, **inputs)
@@ -46,6 +46,55 @@ def test_padding_takes_no_slot():
     y, aux = run(k=1, capacity=2, mask=mask)
     assert list(np.flatnonzero(np.abs(y[0]).sum(-1))) == [1, 2]
     np.testing.assert_array_equal(aux["dropped"], [0.0])
+
+
+@pytest.mark.parametrize(
+    "budget, served", [(0.0, []), (0.3, [0]), (1 / 3, [0]), (0.4, [0, 2]), (1.0, [0, 1, 2])]
+)
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_budget_serves_the_tokens_with_the_largest_gates(budget, served, k):
+    y, aux = run(k=k, dropless=True, budget=jnp.full((1, 3), budget))
+    whole, _ = run(k=k, dropless=True)
+    assert list(np.flatnonzero(np.abs(y[0]).sum(-1))) == served
+    np.testing.assert_array_equal(y[0, served], whole[0, served])
+    assert aux["load"].sum() == k * len(served)
+    np.testing.assert_array_equal(aux["dropped"], [0.0])
+
+
+def test_padding_is_served_last_whatever_the_budget():
+    mask = jnp.asarray([[False, True, True]])
+    for budget, served in ((0.3, [2]), (1.0, [1, 2])):
+        y, _ = run(k=1, dropless=True, mask=mask, budget=jnp.full((1, 3), budget))
+        assert list(np.flatnonzero(np.abs(y[0]).sum(-1))) == served
+
+
+def test_a_budget_is_per_group_and_goes_through_every_format_without_another_program():
+    x = jax.random.normal(jax.random.key(0), (2, 10, 4))
+    w = jax.random.normal(jax.random.key(1), (4, 3))
+    params = {"router": {"w": w}, "expert": {"one": jnp.ones(3)}}
+    gates = np.asarray(jax.nn.softmax(x @ w).max(-1))
+    for form in ("onehot", "slots", "sorted"):
+        router = noisy_top_k.bind(k=2, dropless=True)
+        layer = mg.compile(router, identity, mg.Schedule(format=form))
+        for shares in ((0.5, 1.0), (0.2, 0.0), (0.75, 0.1)):
+            budget = jnp.broadcast_to(jnp.asarray(shares)[:, None], (2, 10))
+            y, _ = layer(params, x, budget=budget)
+            for group, share in enumerate(shares):
+                best = np.argsort(-gates[group])[: int(np.ceil(share * 10))]
+                served = np.flatnonzero(np.abs(y[group]).sum(-1))
+                assert set(served) == set(best), (form, shares)
+        assert layer.compiled_programs == 1
+
+
+def test_gradients_pass_through_the_served_tokens_only():
+    x = jax.random.normal(jax.random.key(0), (1, 6, 2))
+    layer = mg.compile(noisy_top_k.bind(k=1, dropless=True), identity)
+    params = {"router": {"w": W}, "expert": {"one": jnp.ones(2)}}
+    half = jnp.full((1, 6), 0.5)
+    gradient = jax.grad(lambda x: (layer(params, x, budget=half)[0] ** 2).sum())(x)
+    served = np.abs(layer(params, x, budget=half)[0]).sum(-1) > 0
+    assert served.sum() == 3
+    np.testing.assert_array_equal(np.abs(gradient).sum(-1) > 0, served)
 
 
 def test_load_loss_comes_with_noise_only():
