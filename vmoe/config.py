@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
+from typing import Any
 
 from vmoe.errors import UserError
 from vmoe.model_config import ModelConfig
 
-DATASETS = ("digits", "idx")
+DATASETS = ("digits", "idx", "npz", "folder", "tfrecord", "array_record", "tfds")
 OPTIMIZERS = ("adam", "sgd", "adafactor")
 LOSSES = ("softmax", "sigmoid")
 SCHEDULES = (
@@ -23,23 +24,50 @@ SCHEDULES = (
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and how they are fed.
+    """Which images, how they are prepared, and how they are fed.
 
     Attributes:
-      name: "digits", scikit-learn's handwritten digits, or "idx", a folder of IDX files.
-      path: the folder of the IDX files; unused by digits.
+      name: one of DATASETS: "digits", scikit-learn's handwritten digits; "idx", a folder of IDX
+        files; "npz", one file of arrays; "folder", a subfolder for each class; "tfrecord" or
+        "array_record", a folder of files of tf.train.Example; "tfds", TensorFlow Datasets.
+      path: the folder or file; of tfds its data_dir; unused by digits.
+      tfds_name: the data set of tfds, such as "cifar10:3.0.2".
+      train_split, test_split: subfolders of folder, parts of file names, x_SPLIT of npz, splits
+        such as "train[:99%]" of tfds; unused by digits and idx.
+      keys: the features of an Example that hold the encoded image and the label.
+      classes: how many; None: as many as the data has. For npz and Examples.
       batch_size: images per training step.
       eval_batch_size: images per evaluation step; the last batch is padded and masked.
-      max_shift: training images are moved by up to this many pixels along each axis.
+      train_ops, test_ops: what is done to an image, in order, by the names of vmoe.data.ops:
+        (("inception_crop", 224), ("flip_lr",), ("randaugment", 2, 10)).
+      channels: 1 for grey, 3 for RGB; None: RGB for image files, arrays as they are.
+      value_range: the values of black and white.
+      max_shift: training images are moved by up to this many pixels along each axis, at last.
       train_images: only the first so many training images; None for all.
+      corrupt: "fatal": an image that cannot be read ends the run; "skip": it is named, counted
+        and left out.
+      threads: that read and prepare images; unused for arrays without operations.
+      prefetch: batches made ahead.
     """
 
     name: str = "digits"
     path: str = ""
+    tfds_name: str = ""
+    train_split: str = "train"
+    test_split: str = "test"
+    keys: tuple[str, str] = ("image", "label")
+    classes: int | None = None
     batch_size: int = 64
     eval_batch_size: int = 120
+    train_ops: tuple[tuple[Any, ...], ...] = ()
+    test_ops: tuple[tuple[Any, ...], ...] = ()
+    channels: int | None = None
+    value_range: tuple[float, float] = (-1.0, 1.0)
     max_shift: int = 1
     train_images: int | None = None
+    corrupt: str = "fatal"
+    threads: int = 4
+    prefetch: int = 2
 
 
 @dataclass(frozen=True)
@@ -162,7 +190,7 @@ class TrainConfig:
         """
         _validate_model(self)
         _known("loss", self.loss, LOSSES)
-        _known("data.name", self.data.name, DATASETS)
+        _validate_data(self.data)
         _known("optim.name", self.optim.name, OPTIMIZERS)
         _known("optim.schedule.name", self.optim.schedule.name, SCHEDULES)
         _known("optim.momentum_dtype", self.optim.momentum_dtype, ("float32", "bfloat16"))
@@ -188,19 +216,35 @@ def _validate_model(config: TrainConfig) -> None:
             )
 
 
+def _validate_data(data: DataConfig) -> None:
+    _known("data.name", data.name, DATASETS)
+    _known("data.corrupt", data.corrupt, ("fatal", "skip"))
+    if data.channels not in (None, 1, 3):
+        raise UserError(f"data.channels={data.channels} is neither grey nor RGB; fix: 1 or 3")
+    if not data.value_range[0] < data.value_range[1]:
+        raise UserError(f"data.value_range={data.value_range} is no range; fix: (black, white)")
+    if data.name == "tfds" and not data.tfds_name:
+        raise UserError(
+            'data.name="tfds" needs a data set; fix: for example data.tfds_name=cifar10'
+        )
+
+
 def _validate_counts(config: TrainConfig) -> None:
     at_least_one = {
         "steps": config.steps,
         "log_every": config.log_every,
         "data.batch_size": config.data.batch_size,
         "data.eval_batch_size": config.data.eval_batch_size,
+        "data.threads": config.data.threads,
+        "data.prefetch": config.data.prefetch,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep": config.checkpoint.keep,
         "optim.schedule.transition_steps": config.optim.schedule.transition_steps,
         "optim.schedule.timescale": config.optim.schedule.timescale,
     }
-    if config.data.train_images is not None:
-        at_least_one["data.train_images"] = config.data.train_images
+    for name in ("train_images", "classes"):
+        if (count := getattr(config.data, name)) is not None:
+            at_least_one[f"data.{name}"] = count
     not_negative = {
         "seed": config.seed,
         "eval_every": config.eval_every,

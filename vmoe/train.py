@@ -81,10 +81,18 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
     if saved == config.steps and start < config.steps:
         log.evaluation(saved, evaluate(config, state.params, test_images).scalars())
     log.close()
+    for kind, images in (("training", train_images), ("test", test_images)):
+        tell_skipped(kind, images, out)
     if interrupt.signal is not None and saved < config.steps:
         print(f"stopped at step {saved}, saved; the same command goes on from there", file=out)
         return Outcome(state, test_images, interrupt.signal)
     return Outcome(state, test_images)
+
+
+def tell_skipped(kind: str, images: pipeline.ImageSet, out: TextIO) -> None:
+    """Says how many images could not be read, if any."""
+    if count := len(pipeline.skipped(images)):
+        print(f"{count} {kind} images could not be read and were skipped", file=out)
 
 
 class Log:

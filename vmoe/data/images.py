@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+Batch = dict[str, np.ndarray]
 BACKGROUND = -1.0
-"""The value of black: images lie in [-1, 1]."""
+"""The value of black: images lie in [-1, 1] unless a config says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Images:
     """Labelled images.
 
     Attributes:
-      images: f32[N, H, W, channels] in [-1, 1].
+      images: f32[N, H, W, channels] in [-1, 1], or the value range of the config.
       labels: i32[N].
       num_classes: labels run from 0 to num_classes - 1.
     """
@@ -37,7 +38,20 @@ class Images:
         """The first `count` images; None for all."""
         return Images(self.images[:count], self.labels[:count], self.num_classes)
 
+    def batch(self, rows: slice) -> Batch:
+        """{"images", "labels", "mask"} of consecutive rows; the mask is True for all."""
+        labels = self.labels[rows]
+        return {"images": self.images[rows], "labels": labels, "mask": np.ones(len(labels), bool)}
+
+    def in_range(self, low: float, high: float) -> Images:
+        """The images with [-1, 1] taken to [low, high]."""
+        if (low, high) == (-1.0, 1.0):
+            return self
+        pixels = (self.images - np.float32(BACKGROUND)) * np.float32((high - low) / 2)
+        return replace(self, images=pixels + np.float32(low))
+
 
 def scaled(pixels: np.ndarray, white: float) -> np.ndarray:
-    """Grey pixels [N, H, W] in [0, white] as f32[N, H, W, 1] in [-1, 1]."""
-    return (pixels.astype(np.float32) * (2.0 / white) + BACKGROUND)[..., None]
+    """Pixels [N, H, W] (grey) or [N, H, W, channels] in [0, white] as f32[N, H, W, channels]."""
+    images = pixels.astype(np.float32) * (2.0 / white) + BACKGROUND
+    return images if images.ndim == 4 else images[..., None]

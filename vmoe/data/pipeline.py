@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,59 +10,122 @@ import numpy as np
 from vmoe.config import DataConfig
 from vmoe.data.augment import random_shift
 from vmoe.data.digits import load_digits
+from vmoe.data.folder import load_folder
 from vmoe.data.idx import load_idx
-from vmoe.data.images import Images
+from vmoe.data.images import Batch, Images
+from vmoe.data.npz import load_npz
+from vmoe.data.ops import parse_ops
+from vmoe.data.records import load_records
+from vmoe.data.source import ArraySource, Source
+from vmoe.data.stored import StoredImages
+from vmoe.data.tfds import load_tfds
 from vmoe.errors import UserError
 
-Batch = dict[str, np.ndarray]
+ImageSet = Images | StoredImages
+Loaded = Images | Source
+
+LOADERS: dict[str, Callable[[DataConfig], tuple[Loaded, Loaded]]] = {
+    "digits": lambda c: load_digits(),
+    "idx": lambda c: load_idx(c.path),
+    "npz": lambda c: load_npz(c.path, c.train_split, c.test_split, c.classes),
+    "folder": lambda c: load_folder(c.path, c.train_split, c.test_split),
+    "tfrecord": lambda c: load_records(
+        "tfrecord", c.path, (c.train_split, c.test_split), c.keys, c.classes
+    ),
+    "array_record": lambda c: load_records(
+        "array_record", c.path, (c.train_split, c.test_split), c.keys, c.classes
+    ),
+    "tfds": lambda c: load_tfds(c.tfds_name, (c.train_split, c.test_split), c.path, c.keys),
+}
 
 
-def load(config: DataConfig) -> tuple[Images, Images]:
+def load(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     """The training and test images of a config.
 
     Raises:
-      UserError: if a file is missing or damaged, or there is less than one batch to train on.
+      UserError: if a file is missing or damaged, there is less than one batch to train on, or
+        train_ops or test_ops cannot be used.
     """
-    train, test = load_digits() if config.name == "digits" else load_idx(config.path)
+    train_ops = parse_ops("data.train_ops", config.train_ops)
+    test_ops = parse_ops("data.test_ops", config.test_ops)
+    if any(op.random for op in test_ops):
+        raise UserError("data.test_ops has a random operation; fix: resize or central_crop")
+    train, test = (
+        _prepared(loaded, ops, config)
+        for loaded, ops in zip(LOADERS[config.name](config), (train_ops, test_ops), strict=True)
+    )
     train = train.first(config.train_images)
     if len(train) < config.batch_size:
         raise UserError(
             f"data.batch_size={config.batch_size} is more than the {len(train)} training images; "
             f"fix: data.batch_size <= {len(train)}"
         )
+    if train.shape != test.shape:
+        raise UserError(
+            f"training images are {list(train.shape)} and test images {list(test.shape)}; fix: "
+            "data.train_ops and data.test_ops that end in one size"
+        )
     return train, test
 
 
-def training_batches(images: Images, config: DataConfig, seed: int) -> Any:
+def training_batches(images: ImageSet, config: DataConfig, seed: int) -> Any:
     """An endless grain iterator of {"images": f32[B, H, W, C], "labels": i32[B]}.
 
-    Each epoch has its own order, and each batch its own shifts; both depend on the seed and the
-    position only. `get_state()` gives the position, a dict JSON can hold, `set_state()` goes
-    there: the batches that follow are the same as without the interruption.
+    Each epoch has its own order, and each image (in memory: each batch) its own draws; both
+    depend on the seed and the position only. `get_state()` gives the position, a dict JSON can
+    hold, `set_state()` goes there: the batches that follow are the same as without the
+    interruption.
     """
     import grain
 
+    order = grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat()
+    black = config.value_range[0]
+    if isinstance(images, StoredImages):
+
+        def read(row: int, rng: np.random.Generator) -> Batch | None:
+            found = images.read(row, rng)
+            if found is None:
+                return None  # grain leaves it out and goes on to the next row
+            image = random_shift(found[0][None], rng, config.max_shift, black)[0]
+            return {"images": image, "labels": np.int32(found[1])}
+
+        options = grain.ReadOptions(config.threads, config.prefetch * config.batch_size)
+        one_by_one = order.random_map(read).to_iter_dataset(options)
+        return iter(one_by_one.batch(config.batch_size))
+
     def fetch(rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        chosen = random_shift(images.images[rows], rng, config.max_shift)
+        chosen = random_shift(images.images[rows], rng, config.max_shift, black)
         return {"images": chosen, "labels": images.labels[rows]}
 
-    order = grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat()
     batches = order.batch(config.batch_size).random_map(fetch)
-    # The arrays are in memory: one thread that stays two batches ahead keeps a step busy.
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+    # The arrays are in memory: one thread that stays a few batches ahead keeps a step busy.
+    return iter(batches.to_iter_dataset(grain.ReadOptions(1, config.prefetch)))
 
 
-def evaluation_batches(images: Images, size: int) -> Iterator[Batch]:
+def evaluation_batches(images: ImageSet, size: int) -> Iterator[Batch]:
     """Every image once, in order, in batches of the same size.
 
-    The last batch is filled with black images, marked False in "mask" bool[size].
+    The last batch is filled with black images, marked False in "mask" bool[size], as are images
+    that cannot be read.
     """
     for start in range(0, len(images), size):
-        rows = slice(start, start + size)
-        labels = images.labels[rows]
-        missing = size - len(labels)
+        batch = images.batch(slice(start, start + size))
+        missing = size - len(batch["labels"])
         yield {
-            "images": np.pad(images.images[rows], ((0, missing), (0, 0), (0, 0), (0, 0))),
-            "labels": np.pad(labels, (0, missing)),
-            "mask": np.arange(size) < len(labels),
+            name: np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))
+            for name, array in batch.items()
         }
+
+
+def skipped(images: ImageSet) -> dict[str, str]:
+    """The images that could not be read so far, and why, by name."""
+    return images.skipped.reasons if isinstance(images, StoredImages) else {}
+
+
+def _prepared(loaded: Loaded, ops: tuple[Any, ...], config: DataConfig) -> ImageSet:
+    """Images in memory stay there; with operations, or from files, they are prepared one by one."""
+    if isinstance(loaded, Images):
+        if not ops and config.channels is None:
+            return loaded.in_range(*config.value_range)
+        loaded = ArraySource(loaded)
+    return StoredImages(loaded, ops, config)
