@@ -1,9 +1,10 @@
-"""The `vmoe` command: train, evaluate, demo, configs."""
+"""The `vmoe` command: its help, its table of commands, and what they share of flags and errors."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 HELP = """\
 usage: vmoe COMMAND [FLAGS]
@@ -38,12 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(name: str, flags: list[str]) -> int:
+    from importlib import import_module
+
+    from vmoe.commands.given import Given
     from vmoe.errors import RunError, UserError
 
     try:
         command = _command(name)
         own, overrides = _split(flags)
-        return command(_own_flags(name, own), overrides)
+        values, arguments = _parse(name, command, own)
+        run = import_module(f"vmoe.commands.{name}").run
+        return int(run(Given(values, overrides, arguments)))
     except UserError as error:
         return _complain(error, 2)
     except RunError as error:
@@ -57,122 +63,78 @@ def _complain(error: object, code: int) -> int:
     return code
 
 
-def _train(own: dict[str, str], overrides: list[str]) -> int:
-    from vmoe.errors import UserError
-    from vmoe.overrides import load
+class Command(NamedTuple):
+    """What may be given to a command besides --config.FIELD; it is `run` of vmoe.commands.NAME.
 
-    if "config" not in own:
-        raise UserError("train needs a config; fix: --config=FILE, for example --config=demo")
-    config = load(own["config"], _with_workdir(own, overrides))
-    _quiet()
-    from vmoe.train import train
+    Attributes:
+      flags: its own flags, each with a value.
+      arguments: names of what is no flag; one that ends in "..." stands for one or more.
+    """
 
-    stopped_by = train(config).stopped_by
-    return 128 + stopped_by if stopped_by else 0
+    flags: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
 
-def _evaluate(own: dict[str, str], overrides: list[str]) -> int:
-    from pathlib import Path
-
-    from vmoe.errors import UserError
-    from vmoe.overrides import with_overrides
-    from vmoe.workdir import read_config
-
-    if "workdir" not in own:
-        raise UserError("evaluate needs a workdir; fix: --workdir=DIR")
-    trained = read_config(Path(own["workdir"]))
-    config = with_overrides(trained, _with_workdir(own, overrides)).validate()
-    _quiet()
-    from vmoe.demo import evaluate_checkpoint
-
-    evaluate_checkpoint(config)
-    return 0
-
-
-def _demo(own: dict[str, str], overrides: list[str]) -> int:
-    import time
-
-    from vmoe.overrides import load
-
-    own.setdefault("workdir", time.strftime("runs/demo-%Y%m%d-%H%M%S"))
-    given = [flag for flag in overrides if flag.startswith("--config.workdir")]
-    config = load("demo", overrides if given else _with_workdir(own, overrides))
-    _quiet()
-    from vmoe.demo import demo
-
-    return demo(config)
-
-
-def _configs(own: dict[str, str], overrides: list[str]) -> int:
-    import ast
-
-    from vmoe.overrides import CONFIGS
-
-    for file in sorted(CONFIGS.glob("[a-z]*.py")):
-        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        print(f"{file.stem:16} {text.splitlines()[0]}")
-    return 0
-
-
-COMMANDS: dict[str, tuple[Callable[[dict[str, str], list[str]], int], tuple[str, ...]]] = {
-    "train": (_train, ("config", "workdir")),
-    "evaluate": (_evaluate, ("workdir",)),
-    "demo": (_demo, ("workdir",)),
-    "configs": (_configs, ()),
+COMMANDS = {
+    "train": Command(("config", "workdir")),
+    "evaluate": Command(("workdir",)),
+    "demo": Command(("workdir",)),
+    "configs": Command(),
 }
-"""Each command's function, and its flags besides --config.FIELD."""
 
 
-def _command(name: str) -> Callable[[dict[str, str], list[str]], int]:
+def _command(name: str) -> Command:
     import difflib
 
     from vmoe.errors import UserError
 
     if name in COMMANDS:
-        return COMMANDS[name][0]
+        return COMMANDS[name]
     close = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(f"there is no command {name}; fix: {hint}use one of {', '.join(COMMANDS)}")
 
 
-def _split(flags: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Tells a command's own flags from --config.FIELD overrides, each with its value."""
+def _split(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Tells --config.FIELD overrides, each with its value, from everything else."""
     own: list[str] = []
     overrides: list[str] = []
     target = own
-    for flag in flags:
-        if flag.startswith("-"):
-            target = overrides if flag.lstrip("-").startswith(("config.", "noconfig.")) else own
-        target.append(flag)
+    for item in given:
+        if item.startswith("-"):
+            target = overrides if item.lstrip("-").startswith(("config.", "noconfig.")) else own
+        target.append(item)
+        if "=" in item or not item.startswith("-"):
+            target = own
     return own, overrides
 
 
-def _own_flags(command: str, given: Sequence[str]) -> dict[str, str]:
+def _parse(name: str, command: Command, given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The command's own flags by name, and its arguments."""
     from absl import flags as absl_flags
 
     from vmoe.errors import UserError
 
     values = absl_flags.FlagValues()
-    for name in COMMANDS[command][1]:
-        absl_flags.DEFINE_string(name, None, "", flag_values=values)
+    for flag in command.flags:
+        absl_flags.DEFINE_string(flag, None, "", flag_values=values)
+    values.set_gnu_getopt()
     try:
-        rest = values(["vmoe", *given])[1:]
+        arguments = values(["vmoe", *given])[1:]
     except absl_flags.Error as error:
-        raise UserError(f"{command}: {error}; see vmoe --help") from None
-    if rest:
-        raise UserError(f"{command}: {rest[0]!r} is no flag; see vmoe --help")
-    return {name: values[name].value for name in COMMANDS[command][1] if values[name].value}
+        raise UserError(f"{name}: {error}; see vmoe --help") from None
+    _check_arguments(name, command.arguments, arguments)
+    return {f: values[f].value for f in command.flags if values[f].value}, arguments
 
 
-def _with_workdir(own: dict[str, str], overrides: list[str]) -> list[str]:
-    return [*overrides, f"--config.workdir={own['workdir']}"] if "workdir" in own else overrides
+def _check_arguments(name: str, wanted: Sequence[str], given: Sequence[str]) -> None:
+    from vmoe.errors import UserError
 
-
-def _quiet() -> None:
-    """Keeps the libraries' notes about their own workings out of the output."""
-    from absl import logging
-
-    logging.set_verbosity(logging.ERROR)
+    if len(given) < len(wanted):
+        raise UserError(f"{name}: {wanted[len(given)]} is missing; see vmoe --help")
+    endless = bool(wanted) and wanted[-1].endswith("...")
+    if len(given) > len(wanted) and not endless:
+        raise UserError(f"{name}: {given[len(wanted)]!r} is no flag; see vmoe --help")
 
 
 def _version() -> str:

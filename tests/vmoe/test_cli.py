@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from vmoe.cli import main
+from vmoe.cli import COMMANDS, main
 
 
 @pytest.mark.parametrize("flags", [["--help"], ["-h"], ["train", "--help"]])
@@ -13,7 +13,7 @@ def test_help(flags, capsys):
     assert main(flags) == 0
     out = capsys.readouterr().out
     assert "usage: vmoe COMMAND" in out
-    assert all(command in out for command in ("train", "evaluate", "demo", "configs"))
+    assert all(f"\n  {command} " in out or f"\n  {command}\n" in out for command in COMMANDS)
 
 
 def test_version(capsys):
@@ -36,7 +36,7 @@ def test_no_command(capsys):
     "flags, message",
     [
         (["trian"], "there is no command trian; fix: did you mean train?"),
-        (["train"], "train needs a config"),
+        (["train"], "--config is missing; fix: --config=FILE"),
         (["train", "--config=no.py"], "config file no.py does not exist"),
         (["train", "--config=demo", "--wokdir=x"], "wokdir"),
         (["train", "--config=demo", "extra"], "'extra' is no flag"),
@@ -45,7 +45,8 @@ def test_no_command(capsys):
         (["train", "--config=demo", "--config.data.name=idx", "--config.data.path=nowhere"],
          "apt-get install dataset-fashion-mnist"),
         (["demo", "--config.model.width=30"], "model.width=30 is not a multiple of num_heads=4"),
-        (["evaluate"], "evaluate needs a workdir"),
+        (["configs", "--config.steps=1", "extra"], "'extra' is no flag"),
+        (["evaluate"], "--workdir is missing; fix: --workdir=DIR"),
         (["evaluate", "--workdir=nowhere"], "nowhere/config.json cannot be read"),
     ],
 )  # fmt: skip

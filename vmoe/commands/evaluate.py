@@ -1,0 +1,20 @@
+"""`vmoe evaluate`: the last checkpoint of a run, on its test images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vmoe.commands.given import Given, quiet
+from vmoe.demo import evaluate_checkpoint
+from vmoe.overrides import with_overrides
+from vmoe.workdir import read_config
+
+
+def run(given: Given) -> int:
+    """Prints the report of the newest sound checkpoint."""
+    trained = read_config(Path(given.need("workdir", "--workdir=DIR of a run")))
+    config = with_overrides(trained, given.with_workdir).validate()
+    quiet()
+    evaluate_checkpoint(config, sys.stdout)
+    return 0

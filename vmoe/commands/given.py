@@ -1,0 +1,46 @@
+"""What a user gave to a command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vmoe.errors import UserError
+
+
+@dataclass(frozen=True)
+class Given:
+    """A command line, taken apart.
+
+    Attributes:
+      flags: the command's own, such as {"workdir": "runs/demo"}; those not given are left out.
+      overrides: "--config.FIELD=VALUE" flags, for `vmoe.overrides`.
+      arguments: what is no flag, in order.
+    """
+
+    flags: dict[str, str] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+
+    def need(self, flag: str, fix: str) -> str:
+        """The value of a flag that the command cannot do without.
+
+        Raises:
+          UserError: if it was not given; says the fix.
+        """
+        if flag not in self.flags:
+            raise UserError(f"--{flag} is missing; fix: {fix}")
+        return self.flags[flag]
+
+    @property
+    def with_workdir(self) -> list[str]:
+        """The overrides, with --workdir=DIR as one of them."""
+        if "workdir" not in self.flags:
+            return self.overrides
+        return [*self.overrides, f"--config.workdir={self.flags['workdir']}"]
+
+
+def quiet() -> None:
+    """Keeps the libraries' notes about their own workings out of the output."""
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
