@@ -43,8 +43,8 @@ ALLOWED: dict[str, set[str]] = {
 # What each part may take from outside the standard library; pyproject.toml installs no more.
 JAX = {"jax", "jaxlib", "numpy"}
 TRAINER = {
-    "absl", "google_crc32c", "grain", "ml_collections", "optax", "orbax", "PIL", "sklearn",
-    "tensorboardX",
+    "absl", "google_crc32c", "grain", "ml_collections", "ml_dtypes", "msgpack", "optax", "orbax",
+    "PIL", "safetensors", "scipy", "sklearn", "tensorboardX",
     "tensorflow_datasets",  # where it is installed; nothing needs it
 }  # fmt: skip
 THIRD_PARTY: dict[str, set[str]] = {

@@ -16,6 +16,10 @@ commands
         Evaluate the last checkpoint of a run on its test images.
   demo [--workdir=DIR] [--config.FIELD=VALUE ...]
         Train a small V-MoE on handwritten digits, evaluate it, print the result.
+  inspect CKPT
+        Print the tree of a checkpoint: released V-MoE, .npz, .safetensors, or a run's workdir.
+  convert SRC DST [--part=params]
+        Copy a checkpoint to the format of DST: .npz, .safetensors, .index (released V-MoE).
   configs
         List the configs that come with vmoe.
 
@@ -79,6 +83,8 @@ COMMANDS = {
     "train": Command(("config", "workdir")),
     "evaluate": Command(("workdir",)),
     "demo": Command(("workdir",)),
+    "inspect": Command(arguments=("CKPT",)),
+    "convert": Command(("part",), ("SRC", "DST")),
     "configs": Command(),
 }
 

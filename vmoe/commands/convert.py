@@ -1,0 +1,30 @@
+"""`vmoe convert SRC DST`: a checkpoint in another format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vmoe.commands.given import Given, quiet
+from vmoe.commands.inspect import size
+from vmoe.errors import UserError
+from vmoe.weights import files
+
+
+def run(given: Given) -> int:
+    """Copies every array, or with --part=PATH those under it, to the format of DST's suffix."""
+    quiet()
+    source, target = given.arguments
+    found = files.read(source)
+    leaves = found.leaves
+    if "part" in given.flags:
+        prefix = given.flags["part"].strip("/") + "/"
+        leaves = files.part(leaves, prefix)
+        if not leaves:
+            tops = sorted({path.partition("/")[0] for path in found.leaves})
+            raise UserError(
+                f"{found.path} has nothing under {prefix}; fix: --part= one of {', '.join(tops)}"
+            )
+    files.write(target, leaves)
+    nbytes = sum(leaf.nbytes for leaf in leaves.values())
+    print(f"wrote {Path(target)}: {len(leaves)} arrays, {size(nbytes)}, from {found.format}")
+    return 0

@@ -1,0 +1,43 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vmoe.errors import UserError
+
+UNFINISHED = ".unfinished-"
+
+
+@contextlib.contextmanager
+def written_whole(*files: Path) -> Iterator[list[Path]]:
+    """Gives a temporary name for each file, and renames them in order once all are written.
+
+    Raises:
+      UserError: if one is there already, or cannot be written; nothing is left behind then.
+    """
+    for file in files:
+        if file.exists():
+            raise UserError(f"{file} is there already; fix: another name, or remove it first")
+    unfinished = [file.with_name(f"{UNFINISHED}{file.name}") for file in files]
+    try:
+        files[0].parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        for temporary, file in zip(unfinished, files, strict=True):
+            _sync(temporary)
+            temporary.rename(file)
+    except OSError as error:
+        raise UserError(
+            f"{files[-1]} cannot be written: {error.strerror or error}; fix: another path"
+        ) from None
+    finally:
+        for temporary in unfinished:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
