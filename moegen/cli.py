@@ -79,6 +79,7 @@ def _add_layer(parser: argparse.ArgumentParser) -> None:
         "--expert", default="mlp", help="an expert of moegen.experts, or FILE.py:NAME"
     )
     parser.add_argument("--format", default="auto", help="auto, onehot, slots or sorted")
+    parser.add_argument("--save", default="all", help="all or least, kept for the backward")
     parser.add_argument("--target", help="cpu, tpu_v5e, h100, ...; default: this machine")
     parser.add_argument(
         "--dims", default="", metavar="S=16,E=4", help="sizes of dims; F is the hidden width"
@@ -124,7 +125,7 @@ def _routers(args: argparse.Namespace) -> int:
 def _lower(args: argparse.Namespace) -> Lowered:
     router = find(args.router, Router, routers).bind(**_settings(args.set))
     expert = find(args.expert, Expert, experts)
-    schedule = Schedule(format=args.format, target=args.target)
+    schedule = Schedule(format=args.format, save=args.save, target=args.target)
     sizes, key = _dims(args.dims), not args.deterministic
     return catalogue.lower_example(router, expert, schedule, sizes, key=key)
 

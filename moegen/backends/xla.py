@@ -347,6 +347,14 @@ def _slot_mask(e: Emitter, op: Op) -> list[str]:
     return _set(e, op, f"{e.use(gather.slot_masks)}({args})")
 
 
+@template("barrier")
+def _barrier(e: Emitter, op: Op) -> list[str]:
+    names = ", ".join(e.name(v) for v in op.inputs)
+    if len(op.results) == 1:
+        return _set(e, op, f"jax.lax.optimization_barrier({names})")
+    return _set(e, op, f"jax.lax.optimization_barrier(({names}))")
+
+
 # --- opaque functions ---------------------------------------------------------------------
 
 

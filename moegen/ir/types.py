@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moegen.errors import DimError
@@ -9,6 +11,8 @@ from moegen.errors import DimError
 FLOATS = ("f64", "f32", "bf16", "f16")
 INTEGERS = ("i32", "i8", "u8", "u32")
 DTYPES = (*FLOATS, *INTEGERS, "bool")
+BYTES = {"f64": 8, "f32": 4, "i32": 4, "u32": 4, "bf16": 2, "f16": 2, "i8": 1, "u8": 1, "bool": 1}
+"""Size of one element."""
 
 GROUP = "G"
 """The dim of routing groups. It rides along: routers and experts never name it."""
@@ -82,3 +86,10 @@ def cotangent_type(type_: Type) -> Tensor | None:
     if isinstance(type_, Tensor) and type_.is_float:
         return type_
     return None
+
+
+def value_bytes(type_: Type, sizes: Mapping[str, int]) -> int:
+    """Size of a value in memory; 0 for what is no array."""
+    if not isinstance(type_, Tensor):
+        return 0
+    return math.prod(sizes[d] for d in type_.dims) * BYTES[type_.dtype]

@@ -1,6 +1,7 @@
 """All ops. Importing this package fills the registry."""
 
 from moegen.ops import (
+    barrier,
     call,
     elementwise,
     grouped,
@@ -14,6 +15,7 @@ from moegen.ops import (
 )
 
 __all__ = [
+    "barrier",
     "call",
     "elementwise",
     "grouped",

@@ -12,6 +12,8 @@ from moegen.passes.canonicalize import canonicalize
 from moegen.passes.choose_format import choose_format
 from moegen.passes.differentiate import differentiate
 from moegen.passes.fuse import fuse
+from moegen.passes.reassociate import reassociate
+from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import Decide, select_kernels
 from moegen.passes.shard import shard
 
@@ -20,7 +22,9 @@ STAGES = (
     "canonicalize",
     "differentiate",
     "shard",
+    "reassociate",
     "choose_format",
+    "rematerialize",
     "fuse",
     "select_kernels",
 )
@@ -35,11 +39,13 @@ class Plan:
       mesh: devices, or None for one.
       choose: picks the format and the row block for a joint program.
       decide: picks the kernel of a product.
+      save: "all" or "least", what the backward is to get from the forward.
     """
 
     mesh: Any
     choose: Callable[[Program], tuple[str, int]]
     decide: Decide
+    save: str = "all"
 
 
 def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
@@ -53,9 +59,11 @@ def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
 
     step("canonicalize", canonicalize)
     step("differentiate", lambda p: canonicalize(differentiate(p)))
-    joint = step("shard", lambda p: shard(p, plan.mesh))
+    step("shard", lambda p: shard(p, plan.mesh))
+    joint = step("reassociate", lambda p: reassociate(p, plan.save))
     chosen, block = plan.choose(joint)
     step("choose_format", lambda p: canonicalize(choose_format(p, chosen, block)))
+    step("rematerialize", lambda p: rematerialize(p, plan.save))
     step("fuse", fuse)
     step("select_kernels", lambda p: select_kernels(p, plan.decide))
     return stages

@@ -19,6 +19,7 @@ from moegen.ir.program import Program
 from moegen.ir.text import format_program
 from moegen.passes.partition import Parts, partition
 from moegen.passes.pipeline import STAGES, Plan, run_pipeline
+from moegen.runtime.saved import explain_saved
 from moegen.runtime.schedule import Schedule
 from moegen.tune.choose import FormatChoice, kernel_for, pick_format
 from moegen.tune.target import Target
@@ -57,9 +58,10 @@ class Traced:
             mesh=self.schedule.mesh,
             choose=choose,
             decide=lambda program, op: kernel_for(op, self.schedule.kernel, target),
+            save=self.schedule.save,
         )
         stages = run_pipeline(self.program, plan)
-        return Lowered(self.layer.slots, stages, chosen[0], target)
+        return Lowered(self.layer.slots, stages, chosen[0], target, self.schedule.save)
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,14 @@ class Lowered:
       stages: the program after each pass, by name.
       choice: the format that was taken and why.
       target: the device it was lowered for.
+      save: what the schedule asks to keep for the backward.
     """
 
     slots: tuple[Slot, ...]
     stages: dict[str, Program] = field(repr=False)
     choice: FormatChoice
     target: Target
+    save: str = "all"
 
     @property
     def program(self) -> Program:
@@ -93,9 +97,12 @@ class Lowered:
         return format_program(self.stages[stage])
 
     def explain(self) -> str:
-        """The program after each pass, then each format's estimated cost and the choice."""
+        """The program after each pass, each format's estimated cost, what the backward is kept."""
         parts = [f"// after {name}\n{format_program(p)}" for name, p in self.stages.items()]
         parts.append(f"// formats on {self.target.name}\n{self.choice.explain()}\n")
+        stored = (self.choice.format, self.choice.block)
+        kept = explain_saved(self.stages["shard"], self.slots, *stored, self.save)
+        parts.append(f"// kept for the backward\n{kept}\n")
         return "\n".join(parts)
 
     @cached_property

@@ -10,10 +10,8 @@ import math
 from dataclasses import dataclass
 
 from moegen.ir.program import Op, Program, Value
-from moegen.ir.types import EXPERT, Tensor, Type
+from moegen.ir.types import EXPERT, Tensor, Type, value_bytes
 from moegen.tune.target import Target
-
-BYTES = {"f64": 8, "f32": 4, "i32": 4, "u32": 4, "bf16": 2, "f16": 2, "i8": 1, "u8": 1, "bool": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +54,6 @@ def op_flops(op: Op, sizes: dict[str, int]) -> float:
         return sizes["K"] * _elements(op.results[0].type, sizes)
     work = sum(_elements(v.type, sizes) for v in op.inputs[:1]) if "over" in op.attr else 0.0
     return work + sum(_elements(r.type, sizes) for r in op.results)
-
-
-def value_bytes(type_: Type, sizes: dict[str, int]) -> float:
-    """Size of a value in memory."""
-    return _elements(type_, sizes) * BYTES[type_.dtype] if isinstance(type_, Tensor) else 0.0
 
 
 def _ragged_waste(sizes: dict[str, int], target: Target) -> float:

@@ -32,9 +32,9 @@ def traced(router: Any = None, expert: Any = mlp, **schedule: Any) -> Traced:
 
 
 @functools.cache
-def lowered(format: str) -> Lowered:
+def lowered(format: str, save: str = "all") -> Lowered:
     """The layer of `traced()` after each pass."""
-    return traced(format=format).lower()
+    return traced(format=format, save=save).lower()
 
 
 def random_inputs(program: Program, seed: int = 0) -> list[Any]:

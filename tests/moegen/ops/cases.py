@@ -266,6 +266,12 @@ SHAPE = [
         refused='%x, %x, dims=("E", "S"), into="A"', match="differ in dims",
     ),
     Case(
+        "barrier", "%x, %i", {**_ME, "G": 2},
+        {"x": _M, "i": ("i32[G]", [2, -1])}, ["f32[S, E]", "i32[G]"], [_M[1], [2, -1]],
+        refused="%x, %k", bad={"k": "key"}, match="must be a tensor, not key",
+        derivative=False,
+    ),
+    Case(
         "slice", '%x, over="E", start=1, into="K"', {**_ME, "K": 2}, {"x": _M}, ["f32[S, K]"],
         [[[3.0, 2.0], [4.0, 0.0]]],
         refused='%x, over="E", start=2, into="K"', match="K=2 from 2 reaches past E=3",

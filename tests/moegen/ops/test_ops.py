@@ -60,7 +60,13 @@ def test_type_rule_refuses(case):
     assert (caught.value.location.file, caught.value.location.line) == ("bad.moe", line)
 
 
+ANY_NUMBER = {"barrier"}
+"""Ops that take any tensors, however many."""
+
+
 def test_one_operand_too_many_is_refused(case):
+    if case.op in ANY_NUMBER:
+        return
     operands = [part for part in case.line.split(", ") if part.startswith("%")]
     attrs = case.line[len(", ".join(operands)) :].removeprefix(", ")
     extra = ", ".join(filter(None, [*operands, "%one_more, %one_more", attrs]))

@@ -11,6 +11,8 @@ from moegen.passes.canonicalize import canonicalize
 from moegen.passes.choose_format import choose_format
 from moegen.passes.differentiate import differentiate
 from moegen.passes.fuse import fuse
+from moegen.passes.reassociate import reassociate
+from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import select_kernels
 from moegen.passes.shard import shard
 from moegen.tune.choose import kernel_for
@@ -28,6 +30,11 @@ def formatted(format, block=1):
     return lambda p: canonicalize(choose_format(p, format, block))
 
 
+def saving(run):
+    """A pass that does something for Schedule(save="least") only."""
+    return lambda p: run(p, "least")
+
+
 CASES = [  # one file is the result of a pass and the input of the next
     ("folds", canonicalize, "folds.canonicalize"),
     ("loss", differentiate, "loss.differentiate"),
@@ -41,6 +48,11 @@ CASES = [  # one file is the result of a pass and the input of the next
     ("layer.sorted", fuse, "layer.sorted.fuse"),
     ("layer.sorted.fuse", kernels("cpu"), "layer.sorted.select_kernels_cpu"),
     ("layer.sorted.fuse", kernels("tpu_v5e"), "layer.sorted.select_kernels_tpu"),
+    ("mlp", differentiate, "mlp.differentiate"),
+    ("mlp.differentiate", saving(reassociate), "mlp.reassociate"),
+    ("mlp.reassociate", formatted("slots"), "mlp.slots"),
+    ("mlp.slots", saving(rematerialize), "mlp.slots.rematerialize"),
+    ("mlp.slots.rematerialize", fuse, "mlp.slots.rematerialize.fuse"),
 ]
 
 
@@ -59,6 +71,8 @@ def test_every_golden_file_belongs_to_a_test():
     assert {path.stem for path in GOLDEN.glob("*.moe")} == named
 
 
-def test_shard_leaves_one_device_alone():
+def test_passes_leave_alone_what_they_are_not_asked_to_change():
     program = parse((GOLDEN / "layer.differentiate.moe").read_text())
     assert shard(program, None) is program
+    assert reassociate(program, "all") is program
+    assert rematerialize(program, "all") is program

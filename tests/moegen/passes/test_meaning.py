@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import moegen as mg
 from moegen.ir.interpret import interpret
-from moegen.ir.types import cotangent_type
+from moegen.ir.types import cotangent_type, value_bytes
 from moegen.ir.verify import verify
 from moegen.passes.canonicalize import canonicalize
 from moegen.passes.choose_format import choose_format
@@ -19,6 +19,8 @@ from moegen.passes.differentiate import differentiate
 from moegen.passes.fuse import fuse
 from moegen.passes.partition import partition
 from moegen.passes.pipeline import STAGES, Plan, run_pipeline
+from moegen.passes.reassociate import reassociate
+from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import KernelChoice
 from moegen.routers import noisy_top_k
 from tests.moegen.programs import lowered, random_inputs
@@ -109,6 +111,24 @@ def test_every_pass_keeps_the_meaning(program, block):
         assert_same(interpret(fused, *arguments), want)
 
 
+@settings(max_examples=settings.default.max_examples // 12)
+@given(layers(), st.sampled_from(["slots", "sorted"]))
+def test_saving_keeps_the_meaning(program, stored):
+    joint = canonicalize(differentiate(canonicalize(program)))
+    arguments = random_inputs(joint)
+    want = interpret(joint, *arguments)
+    moved = verify(reassociate(joint, "least"))
+    assert_same(interpret(moved, *arguments), want)
+    chosen = canonicalize(choose_format(moved, stored, 2))
+    kept = verify(rematerialize(chosen, "least"))
+    assert_same(interpret(fuse(kept), *arguments), want)
+    assert bytes_kept(kept) <= bytes_kept(chosen)
+
+
+def bytes_kept(program):
+    return sum(value_bytes(v.type, program.sizes) for v in partition(program).residuals)
+
+
 def gradients(program, arguments):
     """By jax.vjp of the interpreted trace."""
     wanted = [i for i, v in enumerate(program.inputs) if cotangent_type(v.type)]
@@ -127,14 +147,17 @@ def gradients(program, arguments):
     return {program.inputs[i].name: g for i, g in zip(wanted, found, strict=True)}
 
 
-@pytest.mark.parametrize("format", ["onehot", "slots", "sorted"])
-def test_stages_and_parts_of_the_pipeline_agree(format):
-    stages, parts = lowered(format).stages, lowered(format).parts
+@pytest.mark.parametrize(
+    "format, save", [("onehot", "all"), ("slots", "all"), ("sorted", "all"), ("sorted", "least")]
+)
+def test_stages_and_parts_of_the_pipeline_agree(format, save):
+    stages, parts = lowered(format, save).stages, lowered(format, save).parts
     joint = stages["differentiate"]
     arguments = random_inputs(joint)
     want = interpret(joint, *arguments)
-    for name, program in itertools.islice(stages.items(), 3, None):
-        assert_same(interpret(program, *arguments), want), name
+    distinct = {id(p): p for p in itertools.islice(stages.values(), 3, None)}
+    for program in distinct.values():
+        assert_same(interpret(program, *arguments), want)
     inputs = arguments[: len(joint.inputs)]
     assert_same([interpret(parts.primal, *inputs)[0]], [want[0]])
     returned = tuple((str(i), v) for i, (_, v) in enumerate(parts.forward.outputs))
@@ -163,6 +186,8 @@ def test_stages_come_in_order():
     stages = run_pipeline(lowered("slots").stages["trace"], PLAN)
     assert tuple(stages) == STAGES
     assert stages["shard"] is stages["differentiate"]
+    assert stages["reassociate"] is stages["shard"]
+    assert stages["rematerialize"] is stages["choose_format"]
 
 
 @pytest.mark.parametrize("name", [n for n in STAGES if n not in ("trace", "differentiate")])

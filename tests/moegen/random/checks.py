@@ -144,7 +144,7 @@ def check_formats(case: Case, clean: Program, arrays: Sequence[Any], want: Any) 
     """Each format agrees with the interpreter or is refused; returns those that agree."""
     held = []
     for form in FORMATS:
-        schedule = mg.Schedule(format=form, block=case.block, target=case.target)
+        schedule = mg.Schedule(format=form, block=case.block, target=case.target, save=case.save)
         traced = Traced(case.layer, schedule)
         if impossible(clean, form):
             error = refusal(traced)
@@ -171,7 +171,8 @@ def check_lowered(lowered: Lowered, arrays: Sequence[Any], want: Any, form: str)
     parts = lowered.parts
     further = {"primal": parts.primal, "forward": parts.forward, "backward": parts.backward}
     check_text({**lowered.stages, **further})
-    for stage in ("choose_format", "fuse", "select_kernels"):
+    saving = ("reassociate", "rematerialize") if lowered.save == "least" else ()
+    for stage in (*saving, "choose_format", "fuse", "select_kernels"):
         got = interpret(lowered.stages[stage], *arrays)
         close(got[0], outputs, f"{form}, interpreted after {stage}")
         close(got[1], gradients, f"{form}, gradients interpreted after {stage}")

@@ -53,6 +53,7 @@ class Case:
     seed: int = 0
     block: int = 1
     target: str = "h100"
+    save: str = "all"
 
     @property
     def program(self) -> Program:
@@ -63,7 +64,7 @@ def make_case(plan: Plan) -> Case:
     """Traces the plan's layer and draws its arrays."""
     layer = trace(_router(plan), _expert(plan), sizes_of(plan), key=plan.key)
     arrays = draw_arrays(layer.program, plan.seed)
-    return Case(layer, arrays, plan.seed, plan.block, plan.target)
+    return Case(layer, arrays, plan.seed, plan.block, plan.target, plan.save)
 
 
 def sizes_of(plan: Plan) -> dict[str, int]:

@@ -69,7 +69,7 @@ class Plan:
       expert: the expert's instructions.
       close: whether a dense layer from F to D ends the expert, where there is an F.
       rows: picks what the expert returns.
-      block, target: of the schedule.
+      block, target, save: of the schedule.
     """
 
     sizes: int = 0
@@ -85,6 +85,7 @@ class Plan:
     rows: int = 0
     block: int = 1
     target: str = "h100"
+    save: str = "all"
 
 
 _ONLY_IN_EXPERTS = ("mix_rows", "glu", "norm")
@@ -139,4 +140,5 @@ def plans(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS, sizes: tuple[int, ...
         rows=draw(st.sampled_from([0, 0, 0, 1, 2])),
         block=draw(st.sampled_from([1, 1, 1, 1, 1, 2])),
         target=draw(st.sampled_from(["h100", "h100", "cpu"])),
+        save=draw(st.sampled_from(["all", "least"])),
     )

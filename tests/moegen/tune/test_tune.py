@@ -5,8 +5,9 @@ import pytest
 import moegen as mg
 from moegen.errors import LoweringError, ScheduleError
 from moegen.ir.parse import parse
+from moegen.ir.types import value_bytes
 from moegen.tune.choose import balanced_block, kernel_for, pick_format
-from moegen.tune.cost import op_cost, op_flops, program_cost, value_bytes
+from moegen.tune.cost import op_cost, op_flops, program_cost
 from moegen.tune.target import TARGETS, Target, target_named
 from tests.moegen.programs import lowered, traced
 
