@@ -12,7 +12,7 @@ usage: vmoe COMMAND [FLAGS]
 commands
   train --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
         Train. Started again in the same workdir, it goes on from the last checkpoint.
-  evaluate --workdir=DIR [--config.FIELD=VALUE ...]
+  evaluate --workdir=DIR [CHOICES] [--config.FIELD=VALUE ...]
         Evaluate the last checkpoint of a run on its test images.
   demo [--workdir=DIR] [--config.FIELD=VALUE ...]
         Train a small V-MoE on handwritten digits, evaluate it, print the result.
@@ -27,6 +27,16 @@ flags
   --config=FILE           a Python file with get_config(), or the name of a config of vmoe
   --config.FIELD=VALUE    change one field, for example --config.optim.lr=1e-3
   --help, --version
+
+CHOICES, made when a trained sparse model is used; nothing is trained again
+  --k=N                   experts per token
+  --capacity=F[,F...]     capacity factor of all MoE blocks, or one for each
+  --bpr, --nobpr          batch priority: the largest gates are served first; or token order
+  --dropless              no capacity
+  --budget=SHARE          only this share of the tokens is served, largest gates first; dropless
+                          unless --capacity is given
+  --skip=SHARE            this share of the tokens is dropped, the rest served by batch priority
+  --independent           each image by itself: no prediction depends on other images
 """
 
 
@@ -73,15 +83,21 @@ class Command(NamedTuple):
     Attributes:
       flags: its own flags, each with a value.
       arguments: names of what is no flag; one that ends in "..." stands for one or more.
+      switches: its own flags without one: --NAME or --noNAME, given on as "true" or "false".
     """
 
     flags: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
+    switches: tuple[str, ...] = ()
 
+
+CHOICES = ("k", "capacity", "budget", "skip")
+CHOICE_SWITCHES = ("bpr", "dropless", "independent")
+"""Flags of the commands that use a trained model; `vmoe.commands.choices` reads them."""
 
 COMMANDS = {
     "train": Command(("config", "workdir")),
-    "evaluate": Command(("workdir",)),
+    "evaluate": Command(("workdir", *CHOICES), switches=CHOICE_SWITCHES),
     "demo": Command(("workdir",)),
     "inspect": Command(arguments=("CKPT",)),
     "convert": Command(("part",), ("SRC", "DST")),
@@ -124,13 +140,17 @@ def _parse(name: str, command: Command, given: Sequence[str]) -> tuple[dict[str,
     values = absl_flags.FlagValues()
     for flag in command.flags:
         absl_flags.DEFINE_string(flag, None, "", flag_values=values)
+    for switch in command.switches:
+        absl_flags.DEFINE_boolean(switch, None, "", flag_values=values)
     values.set_gnu_getopt()
     try:
         arguments = values(["vmoe", *given])[1:]
     except absl_flags.Error as error:
         raise UserError(f"{name}: {error}; see vmoe --help") from None
     _check_arguments(name, command.arguments, arguments)
-    return {f: values[f].value for f in command.flags if values[f].value}, arguments
+    found = {f: values[f].value for f in command.flags if values[f].value}
+    switched = {f: values[f].value for f in command.switches if values[f].value is not None}
+    return found | {f: str(on).lower() for f, on in switched.items()}, arguments
 
 
 def _check_arguments(name: str, wanted: Sequence[str], given: Sequence[str]) -> None:

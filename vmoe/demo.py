@@ -13,6 +13,7 @@ from vmoe.config import TrainConfig
 from vmoe.data import pipeline
 from vmoe.errors import UserError
 from vmoe.evaluate import Report, capacity_sweep, evaluate
+from vmoe.inference import AS_TRAINED, Choices, chosen_model
 from vmoe.routing import has_setting
 from vmoe.state import init_state
 from vmoe.train import train
@@ -37,12 +38,15 @@ def demo(config: TrainConfig, out: TextIO = sys.stdout) -> int:
     return 0
 
 
-def evaluate_checkpoint(config: TrainConfig, out: TextIO = sys.stdout) -> Report:
+def evaluate_checkpoint(
+    config: TrainConfig, choices: Choices = AS_TRAINED, out: TextIO = sys.stdout
+) -> Report:
     """Evaluates the newest sound checkpoint of config.workdir and prints the report.
 
     Raises:
-      UserError: if there is no checkpoint, or none is sound.
+      UserError: if there is no checkpoint, none is sound, or the model cannot follow the choices.
     """
+    chosen_model(config.model, choices)
     _, images = pipeline.load(config.data)
     like = jax.eval_shape(lambda: init_state(config, images.shape))
     restored = Checkpoints(config.workdir).restore(tuple(like))
@@ -50,8 +54,8 @@ def evaluate_checkpoint(config: TrainConfig, out: TextIO = sys.stdout) -> Report
         raise UserError(f"{config.workdir} has no checkpoint; fix: train there first")
     for reason in restored.refused:
         print(f"{reason}: refused", file=sys.stderr)
-    report = evaluate(config, restored.state[1], images)
-    print(f"step {restored.step} of {config.workdir}", file=out)
+    report = evaluate(config, restored.state[1], images, choices)
+    print(f"step {restored.step} of {config.workdir}, {choices}", file=out)
     print_report(report, out)
     return report
 

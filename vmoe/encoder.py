@@ -106,7 +106,7 @@ def encode(
             x, mask = repeat_images((x, mask), config.ensemble_size)
         inputs = next(rest, None) if config.is_sparse(index) else None
         x, aux = encoder_block(
-            config, params[name], x,
+            config.of_block(index), params[name], x,
             train=train, key=named_key(key, name), mask=mask, inputs=inputs,
         )  # fmt: skip
         if aux is not None:

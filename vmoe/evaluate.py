@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vmoe import model
 from vmoe.config import TrainConfig
 from vmoe.data.images import Images
 from vmoe.data.pipeline import evaluation_batches
 from vmoe.ensemble import average
+from vmoe.inference import AS_TRAINED, Choices, chosen_model, run
 from vmoe.losses import LOSSES, targets
 from vmoe.model_config import ModelConfig
 
@@ -46,11 +46,19 @@ class Report:
         return {"accuracy": self.accuracy, "loss": self.loss} | dropped
 
 
-def evaluate(config: TrainConfig, params: Any, images: Images) -> Report:
-    """Runs the model on every image; images that fill up the last batch take no buffer places."""
+def evaluate(
+    config: TrainConfig, params: Any, images: Images, choices: Choices = AS_TRAINED
+) -> Report:
+    """Runs the model on every image; images that fill up the last batch take no buffer places.
+
+    Raises:
+      UserError: if the model cannot follow the choices; see `vmoe.inference`.
+    """
     totals: Any = None
     for batch in evaluation_batches(images, config.data.eval_batch_size):
-        sums = jax.device_get(_batch_sums(config.model, config.loss, params, batch))
+        sums = jax.device_get(
+            _batch_sums(config.model, choices.program, config.loss, params, batch, choices.served)
+        )
         totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
     count = float(totals["images"])
     load = totals["load"]
@@ -67,11 +75,8 @@ def evaluate(config: TrainConfig, params: Any, images: Images) -> Report:
 
 def with_capacity(config: TrainConfig, factor: float, batch_priority: bool) -> TrainConfig:
     """The config of a sparse model, evaluated at another capacity factor."""
-    moe = config.model.moe
-    if moe is None:
-        raise ValueError("a dense model has no capacity; fix: give a config with model.moe")
-    router = replace(moe.router, eval_capacity_factor=factor, batch_priority=batch_priority)
-    return replace(config, model=replace(config.model, moe=replace(moe, router=router)))
+    choices = Choices(capacity=factor, batch_priority=batch_priority)
+    return replace(config, model=chosen_model(config.model, choices))
 
 
 def capacity_sweep(
@@ -81,17 +86,24 @@ def capacity_sweep(
     return [
         (
             factor,
-            evaluate(with_capacity(config, factor, False), params, images),
-            evaluate(with_capacity(config, factor, True), params, images),
+            evaluate(config, params, images, Choices(capacity=factor, batch_priority=False)),
+            evaluate(config, params, images, Choices(capacity=factor, batch_priority=True)),
         )
         for factor in factors
     ]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _batch_sums(config: ModelConfig, loss: str, params: Any, batch: dict[str, jax.Array]) -> Any:
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _batch_sums(
+    config: ModelConfig,
+    choices: Choices,
+    loss: str,
+    params: Any,
+    batch: dict[str, jax.Array],
+    served: jax.Array | None,
+) -> Any:
     mask = batch["mask"]
-    logits, routing = model.apply(config, params, batch["images"], mask=mask)
+    logits, routing = run(config, choices, params, batch["images"], mask, served)
     logits = average(loss, logits, config.ensemble_size)
     losses = LOSSES[loss](logits, targets(batch["labels"], config.num_classes))
     right = jnp.argmax(logits, axis=-1) == batch["labels"]

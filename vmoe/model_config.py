@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vmoe.errors import UserError
@@ -84,6 +85,8 @@ class MoEConfig:
       dropout: rate inside the experts.
       format: moegen's storage of the routing decision; one of FORMATS.
       router: how tokens choose experts.
+      eval_capacity_factors: one per MoE block, in order, outside training; empty: that of the
+        router for all.
     """
 
     num_experts: int = 8
@@ -93,6 +96,7 @@ class MoEConfig:
     dropout: float = 0.0
     format: str = "auto"
     router: RouterConfig = field(default_factory=RouterConfig)
+    eval_capacity_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,15 @@ class ModelConfig:
         """Whether block number `block` is an MoE block."""
         return self.moe is not None and block in self.moe.layers
 
+    def of_block(self, index: int) -> ModelConfig:
+        """The config as encoder block number `index` has it: with its own capacity factor."""
+        moe = self.moe
+        if moe is None or not moe.eval_capacity_factors or index not in moe.layers:
+            return self
+        factor = moe.eval_capacity_factors[sorted(moe.layers).index(index)]
+        router = replace(moe.router, eval_capacity_factor=factor)
+        return replace(self, moe=replace(moe, router=router, eval_capacity_factors=()))
+
     @property
     def ensemble_size(self) -> int:
         """Rows of logits per image: the members of the ensemble, 1 where there is none."""
@@ -205,6 +218,13 @@ def _validate_moe(moe: MoEConfig, depth: int) -> None:
             f"moe.layers={moe.layers} must name at least one block, and each block once; "
             "fix: moe=None gives a dense model"
         )
+    if moe.eval_capacity_factors and len(moe.eval_capacity_factors) != len(moe.layers):
+        raise UserError(
+            f"moe.eval_capacity_factors has {len(moe.eval_capacity_factors)} entries for "
+            f"{len(moe.layers)} MoE blocks; fix: one for each of blocks {_listed(moe.layers)}"
+        )
+    for factor in moe.eval_capacity_factors:
+        _positive("moe.eval_capacity_factors", factor)
     _validate_ensemble(moe)
     _validate_router(moe.router, moe.num_experts, moe.ensemble_size)
 
@@ -232,8 +252,8 @@ def _validate_router(router: RouterConfig, num_experts: int, members: int) -> No
         raise UserError(f"moe.router.k={router.k} is more than {what}={own}; fix: pick k <= {own}")
     for name in ("capacity_factor", "eval_capacity_factor"):
         factor = getattr(router, name)
-        if factor is not None and not factor > 0:
-            raise UserError(f"moe.router.{name}={factor} must be positive; fix: 1.0 is even load")
+        if factor is not None:
+            _positive(f"moe.router.{name}", factor)
     for name in ("noise_std", "capacity_multiple_of", "bias_update_rate", *_LOSS_WEIGHTS):
         if not getattr(router, name) >= 0:
             raise UserError(
@@ -247,6 +267,15 @@ _LOSS_WEIGHTS = ("importance_loss_weight", "load_loss_weight", "gshard_loss_weig
 def _at_least_one(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{name}={value!r} must be a whole number; fix: give 1 or more")
+
+
+def _positive(name: str, factor: float) -> None:
+    if not 0 < factor < math.inf:
+        raise UserError(f"{name}={factor} must be positive; fix: 1.0 is even load")
+
+
+def _listed(layers: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(layers)))
 
 
 def _rate(name: str, value: float) -> None:

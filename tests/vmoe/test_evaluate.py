@@ -70,5 +70,5 @@ def test_a_dense_model_has_no_routing_to_report():
     report = evaluate(config, params, images())
     assert (report.dropped, report.load) == (None, {})
     assert set(report.scalars()) == {"accuracy", "loss"}
-    with pytest.raises(ValueError, match="dense model has no capacity"):
+    with pytest.raises(ValueError, match="dense model has nothing to choose"):
         with_capacity(config, 1.0, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from vmoe.commands.choices import choices_of
 from vmoe.commands.given import Given, quiet
 from vmoe.demo import evaluate_checkpoint
 from vmoe.overrides import with_overrides
@@ -16,5 +17,5 @@ def run(given: Given) -> int:
     trained = read_config(Path(given.need("workdir", "--workdir=DIR of a run")))
     config = with_overrides(trained, given.with_workdir).validate()
     quiet()
-    evaluate_checkpoint(config, sys.stdout)
+    evaluate_checkpoint(config, choices_of(given), sys.stdout)
     return 0
