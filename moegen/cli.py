@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from moegen import catalogue, experts, routers
 from moegen.dsl.declare import Expert, Router
 from moegen.dsl.find import find
@@ -82,6 +84,12 @@ def _add_layer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", default="all", help="all or least, kept for the backward")
     parser.add_argument("--target", help="cpu, tpu_v5e, h100, ...; default: this machine")
     parser.add_argument(
+        "--mesh",
+        default="",
+        metavar="data=2,expert=4",
+        help="mesh axes; the devices need not exist",
+    )
+    parser.add_argument(
         "--dims", default="", metavar="S=16,E=4", help="sizes of dims; F is the hidden width"
     )
     parser.add_argument(
@@ -125,18 +133,33 @@ def _routers(args: argparse.Namespace) -> int:
 def _lower(args: argparse.Namespace) -> Lowered:
     router = find(args.router, Router, routers).bind(**_settings(args.set))
     expert = find(args.expert, Expert, experts)
-    schedule = Schedule(format=args.format, save=args.save, target=args.target)
+    mesh = _mesh(args.mesh)
+    schedule = Schedule(format=args.format, save=args.save, target=args.target, mesh=mesh)
     sizes, key = _dims(args.dims), not args.deterministic
     return catalogue.lower_example(router, expert, schedule, sizes, key=key)
 
 
 def _dims(text: str) -> dict[str, int]:
+    found = _sizes("--dims", text, example="S=16,E=4")
+    return {ALIASES.get(name, name): size for name, size in found.items()}
+
+
+def _mesh(text: str) -> jax.sharding.AbstractMesh | None:
+    """A mesh of devices that need not be there."""
+    axes = _sizes("--mesh", text, example="data=2,expert=4")
+    if not axes:
+        return None
+    auto = (jax.sharding.AxisType.Auto,) * len(axes)
+    return jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=auto)
+
+
+def _sizes(option: str, text: str, example: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in filter(None, text.replace(" ", ",").split(",")):
         name, _, size = part.partition("=")
-        if not size.isdigit():
-            raise TraceError(f'--dims: "{part}" is not NAME=SIZE', fix="for example S=16,E=4")
-        sizes[ALIASES.get(name, name)] = int(size)
+        if not size.isdigit() or not name.isidentifier():
+            raise TraceError(f'{option}: "{part}" is not NAME=SIZE', fix=f"for example {example}")
+        sizes[name] = int(size)
     return sizes
 
 

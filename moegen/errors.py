@@ -97,6 +97,10 @@ class VerifyError(MoegenError):
     """A program that breaks a rule of the IR."""
 
 
+class PlacementError(MoegenError):
+    """Values whose places on a mesh do not fit an op, each other, or the mesh."""
+
+
 class DerivativeError(MoegenError):
     """An op without a derivative rule on the path of a gradient."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from moegen.backends.collectives import RESERVED, mesh_source, on_each_device, specs
 from moegen.backends.source import Emitter, Template, emit_function, emit_module
 from moegen.ir.program import Program, Value
 from moegen.ir.types import cotangent_type
@@ -40,6 +41,8 @@ def emit_layer(
     Returns:
       Source that defines `layer(*inputs) -> tuple of outputs`, differentiable by jax.grad.
     """
+    if primal.mesh:
+        return _emit_on_mesh(primal, forward, backward, templates, reserved, doc)
     e = Emitter(primal, templates, reserved)
     inputs = [e.name(v) for v in primal.inputs]
     outputs = _tuple(e, [v for _, v in primal.outputs])
@@ -51,6 +54,60 @@ def emit_layer(
     ]
     tail = "layer = jax.custom_vjp(primal)\nlayer.defvjp(forward, backward)"
     return Emitted(emit_module(e, functions, doc, tail), dict(e.functions))
+
+
+def _emit_on_mesh(
+    primal: Program,
+    forward: Program,
+    backward: Program,
+    templates: dict[str, Template],
+    reserved: frozenset[str],
+    doc: str,
+) -> Emitted:
+    """The same module for a mesh: each device runs the functions on its own parts."""
+    e = Emitter(primal, templates, reserved | RESERVED)
+    e.imports["import functools"] = None
+    e.imports["from jax.sharding import PartitionSpec as P"] = None
+    inputs = [e.name(v) for v in primal.inputs]
+    returned = [v for _, v in primal.outputs]
+    residuals = [v for _, v in forward.outputs[len(primal.outputs) :]]
+    outputs, kept = _tuple(e, returned), _tuple(e, residuals)
+    both = f"({specs(returned)}, {specs(residuals)})"
+    functions = [
+        on_each_device(primal.inputs, specs(returned))
+        + "\n"
+        + emit_function(e, "primal", inputs, primal.ops, outputs),
+        on_each_device(primal.inputs, both)
+        + "\n"
+        + emit_function(e, "forward", inputs, forward.ops, f"{outputs}, {kept}"),
+        _backward_on_mesh(e, primal, backward, residuals),
+    ]
+    tail = "layer = jax.custom_vjp(primal)\nlayer.defvjp(forward, backward)"
+    head = mesh_source(primal)
+    return Emitted(emit_module(e, [head, *functions], doc, tail), dict(e.functions))
+
+
+def _backward_on_mesh(
+    e: Emitter, primal: Program, backward: Program, residuals: list[Value]
+) -> str:
+    """The backward of each device, and the function that JAX calls."""
+    gradients = dict(backward.gradients)
+    given = iter(backward.cotangents)
+    cotangents = [e.name(next(given)) if cotangent_type(v.type) else "_" for _, v in primal.outputs]
+    arguments = [*residuals, *backward.cotangents]
+    answers = [gradients[v.name] for v in primal.inputs if v.name in gradients]
+    names = [e.name(v) for v in arguments]
+    parts = emit_function(e, "gradients", names, backward.ops, _tuple(e, answers))
+    order = iter(e.name(v) for v in answers)
+    returned = [next(order) if v.name in gradients else "None" for v in primal.inputs]
+    lines = [
+        "def backward(residuals, cotangents):",
+        f"    {_joined(cotangents)} = cotangents",
+        f"    {_tuple(e, answers)} = gradients(*residuals, {_joined(names[len(residuals) :])})",
+        f"    return {_joined(returned)}",
+    ]
+    decorated = on_each_device(arguments, specs(answers)) + "\n" + parts
+    return decorated + "\n\n\n" + "\n".join(lines)
 
 
 def _backward(e: Emitter, primal: Program, backward: Program, residuals: list[Value]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import keyword
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from moegen.errors import LoweringError
 from moegen.ir.program import Literal, Op, Operand, Program, Value
-from moegen.ir.types import Tensor
+from moegen.ir.types import Tensor, placement_of
 
 _RESERVED = frozenset(
     [
@@ -38,6 +39,7 @@ class Emitter:
       functions: local functions of `mg.call` that the module names, by their name in it.
       imports: lines that import the other functions of `mg.call`.
       callees: the names in the module of all functions of `mg.call`.
+      parts: on a mesh, the names of sizes on one device, with how they are computed.
     """
 
     program: Program
@@ -47,6 +49,7 @@ class Emitter:
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
     imports: dict[str, None] = field(default_factory=dict)
     callees: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
 
     def name(self, value: Value) -> str:
         """The Python name of a value."""
@@ -81,9 +84,22 @@ class Emitter:
             return self.operand(operand)
         return aligned(self.name(operand), dims_of(operand), want)
 
-    def shape(self, dims: Sequence[str]) -> str:
-        """A shape by dim names: (G, S, E)."""
-        return f"({', '.join(dims)}{',' if len(dims) == 1 else ''})"
+    def size(self, dim: str, value: Value) -> str:
+        """The size that a dim of a value has on one device: G, or G_data for a part of it."""
+        axes = placement_of(value.type).axes(dim)
+        if not axes:
+            return dim
+        devices = math.prod(dict(self.program.mesh)[a] for a in axes)
+        name = "_".join((dim, *axes))
+        while name in self.program.sizes:
+            name += "_"
+        self.parts[name] = f"{dim} // {devices}"
+        return name
+
+    def shape(self, dims: Sequence[str], value: Value) -> str:
+        """The shape that a value has on one device, by dim names: (G, S, E)."""
+        sizes = [self.size(dim, value) for dim in dims]
+        return f"({', '.join(sizes)}{',' if len(dims) == 1 else ''})"
 
     def use(self, function: Callable[..., Any]) -> str:
         """Adds a kernel function to the module and returns its name."""
@@ -125,6 +141,8 @@ def emit_module(emitter: Emitter, functions: Sequence[str], doc: str, tail: str)
     imports = [*std, "import jax", "import jax.numpy as jnp", *own]
     needed = [f"# {n}: a local function of the router or expert" for n in emitter.functions]
     dims = [f"{n} = {size}" for n, size in emitter.program.dims]
+    if emitter.parts:
+        dims += ["# parts on one device", *(f"{n} = {s}" for n, s in emitter.parts.items())]
     helpers = [inspect.getsource(h).rstrip() for h in callees]
     parts = [
         f'"""{doc}"""',

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from moegen.backends import collectives
 from moegen.backends.expressions import (
     EXPRESSIONS,
     JNP_DTYPES,
@@ -16,8 +17,8 @@ from moegen.backends.expressions import (
 from moegen.backends.source import Emitter, Template, aligned, dims_of
 from moegen.errors import LoweringError
 from moegen.ir.program import Op, Value
-from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, TOKEN, Tensor
-from moegen.kernels import activations
+from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, TOKEN, Tensor, placement_of
+from moegen.kernels import activations, parts
 from moegen.kernels.grouped_dot import blocks, ragged, runs
 from moegen.kernels.rows import gather
 from moegen.ops.call import resolve
@@ -26,10 +27,10 @@ from moegen.ops.named import dims_tuple
 from moegen.ops.rows import ROWS, slot_rank
 
 SLOTS = (EXPERT, GROUP, CAPACITY)
-TEMPLATES: dict[str, Template] = dict.fromkeys(EXPRESSIONS, elementwise)
+TEMPLATES: dict[str, Template] = dict.fromkeys(EXPRESSIONS, elementwise) | collectives.TEMPLATES
 KERNEL_NAMES = frozenset(
     name
-    for module in (activations, blocks, gather, ragged, runs)
+    for module in (activations, blocks, gather, parts, ragged, runs)
     for name, _ in inspect.getmembers(module, inspect.isfunction)
 )
 """Names of kernel functions, which values in the source must not take."""
@@ -104,24 +105,28 @@ def _cumsum(e: Emitter, op: Op) -> list[str]:
 def _full(e: Emitter, op: Op) -> list[str]:
     dtype = JNP_DTYPES[op.attr["dtype"]]
     number = e.operand(op.operands[0])
-    return _set(e, op, f"jnp.full({e.shape(op.attr['dims'])}, {number}, {dtype})")
+    return _set(e, op, f"jnp.full({e.shape(op.attr['dims'], op.result)}, {number}, {dtype})")
 
 
 @template("iota")
 def _iota(e: Emitter, op: Op) -> list[str]:
-    return _set(e, op, f"jnp.arange({op.attr['dim']}, dtype=jnp.int32)")
+    made = f"jnp.arange({op.attr['dim']}, dtype=jnp.int32)"
+    return _set(e, op, collectives.own_parts(e, made, op.result))
 
 
 @template("broadcast")
 def _broadcast(e: Emitter, op: Op) -> list[str]:
     dims = op.attr["dims"]
-    return _set(e, op, f"jnp.broadcast_to({e.aligned(op.inputs[0], dims)}, {e.shape(dims)})")
+    return _set(
+        e, op, f"jnp.broadcast_to({e.aligned(op.inputs[0], dims)}, {e.shape(dims, op.result)})"
+    )
 
 
 @template("merge")
 @template("split")
 def _reshape(e: Emitter, op: Op) -> list[str]:
-    return _set(e, op, f"{e.name(op.inputs[0])}.reshape({', '.join(dims_of(op.result))})")
+    sizes = ", ".join(e.size(dim, op.result) for dim in dims_of(op.result))
+    return _set(e, op, f"{e.name(op.inputs[0])}.reshape({sizes})")
 
 
 @template("concat")
@@ -170,11 +175,17 @@ def _take(e: Emitter, op: Op) -> list[str]:
 def _draw(sample: str) -> Template:
     def write(e: Emitter, op: Op) -> list[str]:
         key, dims, stream = e.name(op.inputs[0]), op.attr["dims"], op.attr["stream"]
-        shape, dtype = e.shape(dims), JNP_DTYPES[op.attr["dtype"]]
+        dtype = JNP_DTYPES[op.attr["dtype"]]
         if dims[:1] == (GROUP,):
-            call = e.use(gather.group_draws)
-            return _set(e, op, f"{call}({sample}, {key}, {stream}, {shape}, {dtype})")
-        return _set(e, op, f"{sample}(jax.random.fold_in({key}, {stream}), {shape}, {dtype})")
+            groups = placement_of(op.result.type).axes(GROUP)
+            shape = f"({', '.join((e.size(GROUP, op.result), *dims[1:]))}{',' * (len(dims) == 1)})"
+            args = f"{sample}, {key}, {stream}, {shape}, {dtype}"
+            args += f", axes={collectives.axis_names(groups)}" if groups else ""
+            made = f"{e.use(gather.group_draws)}({args})"
+        else:
+            shape = f"({', '.join(dims)}{',' * (len(dims) == 1)})"
+            made = f"{sample}(jax.random.fold_in({key}, {stream}), {shape}, {dtype})"
+        return _set(e, op, collectives.own_parts(e, made, op.result, but=GROUP))
 
     return write
 
@@ -226,7 +237,7 @@ def _grouped_outer(e: Emitter, op: Op) -> list[str]:
     call = e.use(GROUPED_OUTERS[op.attr["kernel"]])
     lead = (EXPERT, *_without(out, EXPERT))
     args = f"{e.name(a)}, {e.name(b)}, {e.name(sizes)}, block={op.attr['block']}"
-    made = f'{call}("{spec}", {args}, shape={e.shape(lead)})'
+    made = f'{call}("{spec}", {args}, shape={e.shape(lead, op.result)})'
     return _set(e, op, aligned(made, lead, out))
 
 
@@ -288,8 +299,9 @@ def _invert_slots(e: Emitter, op: Op) -> list[str]:
     call = e.use(gather.choice_in_slot)
     if dims == (ROWS,):
         return _set(e, op, f"{call}({slot}.reshape(1, -1), {ROWS})[0]")
-    made = f"{call}({slot}.reshape({GROUP}, -1), {EXPERT} * {CAPACITY})"
-    shaped = f"{made}.reshape({GROUP}, {EXPERT}, {CAPACITY})"
+    groups = e.size(GROUP, op.result)
+    made = f"{call}({slot}.reshape({groups}, -1), {EXPERT} * {CAPACITY})"
+    shaped = f"{made}.reshape({groups}, {EXPERT}, {CAPACITY})"
     return _set(e, op, aligned(shaped, (GROUP, EXPERT, CAPACITY), dims))
 
 

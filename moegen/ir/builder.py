@@ -8,6 +8,7 @@ from typing import Any
 from moegen.errors import Location, MoegenError, ShapeError
 from moegen.ir import registry
 from moegen.ir.dims import Dims
+from moegen.ir.placement import placed_dims
 from moegen.ir.program import Literal, Op, Operand, Program, Value, make_attrs
 from moegen.ir.text import format_call
 from moegen.ir.types import Tensor, Type
@@ -68,7 +69,9 @@ class Builder:
         if extra:
             value = self.one("sum", value, over=extra, hint=hint)
         if _tensor(value).dims != type_.dims:
-            value = self.one("broadcast", value, dims=type_.dims, hint=hint)
+            new = (d for d in type_.dims if d not in _tensor(value).dims)
+            where = placed_dims(new, type_.placement) or None
+            value = self.one("broadcast", value, dims=type_.dims, placed=where, hint=hint)
         if _tensor(value).dtype != type_.dtype:
             value = self.one("cast", value, dtype=type_.dtype, hint=hint)
         return value

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from moegen.errors import Location, MoegenError, ParseError
+from moegen.ir.placement import Axes, placement
 from moegen.ir.program import Literal, Op, Operand, Program, Value, make_attrs
 from moegen.ir.types import DTYPES, Key, Route, Tensor, Type
 
@@ -57,6 +58,7 @@ class _Parser:
         name = self.expect("symbol")[1:]
         self.expect("word", "dims")
         dims = self.listed("(", ")", self.dim)
+        mesh = self.listed("(", ")", self.dim) if self.accept("word", "mesh") else []
         inputs = tuple(self.listed("(", ")", self.declared))
         cotangents: tuple[Value, ...] = ()
         if self.accept("word", "grad"):
@@ -71,7 +73,9 @@ class _Parser:
         self.expect("punct", "}")
         if self.peek()[0] != "end":
             raise self.wrong("the end of the text")
-        return Program(name, tuple(dims), inputs, tuple(ops), outputs, cotangents, gradients)
+        return Program(
+            name, tuple(dims), inputs, tuple(ops), outputs, cotangents, gradients, tuple(mesh)
+        )
 
     def dim(self) -> tuple[str, int]:
         name = self.expect("word")
@@ -150,19 +154,34 @@ class _Parser:
         name = self.expect("word")
         if name == "key":
             return Key()
-        dims = tuple(self.listed("[", "]", lambda: self.expect("word")))
+        listed = self.listed("[", "]", lambda: (self.expect("word"), self.axes()))
+        dims, splits = tuple(dim for dim, _ in listed), dict(listed)
         if name == "route":
             self.expect("word", "of")
             weight = self.type()
             if len(dims) == 4 and isinstance(weight, Tensor):
-                return Route((dims[0], dims[1], dims[2], dims[3]), weight)
+                return self.route(Route((dims[0], dims[1], dims[2], dims[3]), weight), splits)
             raise self.wrong("route[group, token, expert, capacity] of a tensor type", back=1)
         if name not in DTYPES:
             raise self.wrong(f"a type: one of {', '.join(DTYPES)}, route, key", back=1)
+        partial = self.axes() if self.accept("word", "partial") else ()
         try:
-            return Tensor(name, dims)
+            return Tensor(name, dims, placement(splits, partial))
         except MoegenError as error:
             raise error.located(None, self.here(1)) from None
+
+    def route(self, route: Route, splits: dict[str, Axes]) -> Route:
+        """A route is where its weights are: what is written must say the same."""
+        if any(route.placement.axes(dim) != axes for dim, axes in splits.items()):
+            raise self.wrong(f"{route}: a route is where its weights are", back=1)
+        return route
+
+    def axes(self) -> Axes:
+        """Mesh axes after a dim, or after `partial`: `@data@expert`."""
+        found: list[str] = []
+        while self.peek()[0] == "symbol":
+            found.append(self.expect("symbol")[1:])
+        return tuple(found)
 
     def literal(self) -> Any:
         kind, text, _ = self.peek()

@@ -70,7 +70,8 @@ class Program:
     """A layer: dims with sizes, inputs, ops in order, named outputs.
 
     A *joint* program also has `cotangents` (inputs: one per float output) and `gradients`
-    (outputs: one per float input); `differentiate` adds both.
+    (outputs: one per float input); `differentiate` adds both. On a `mesh`, (axis, size) pairs,
+    types say where values are; dims keep the sizes they have on all devices together.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Program:
     outputs: tuple[tuple[str, Value], ...]
     cotangents: tuple[Value, ...] = ()
     gradients: tuple[tuple[str, Value], ...] = ()
+    mesh: tuple[tuple[str, int], ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -113,7 +115,7 @@ class Program:
         return replace(self, **changes)
 
 
-_ATTR_ORDER = {"over": -2, "out": -1, "kernel": 1, "tile": 2, "source": 3}
+_ATTR_ORDER = {"axes": -3, "over": -2, "out": -1, "placed": 1, "kernel": 2, "tile": 3, "source": 4}
 
 
 def make_attrs(attrs: Mapping[str, Attr]) -> tuple[tuple[str, Attr], ...]:

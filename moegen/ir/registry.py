@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from moegen.errors import DerivativeError, ShapeError, VerifyError, did_you_mean
 from moegen.ir.dims import Dims
+from moegen.ir.locality import Locality, dims_of, locality, place_results
+from moegen.ir.placement import WHOLE
 from moegen.ir.program import Literal, Op
-from moegen.ir.types import Type
+from moegen.ir.types import Type, placed, placement_of
 
 if TYPE_CHECKING:
     from moegen.ir.builder import Builder
@@ -28,11 +30,13 @@ class OpDef:
 
     `infer(dims, *operand types, **attrs)` gives the result types or raises a MoegenError.
     `evaluate(env, *arrays, **attrs)` is the reference meaning in jax.numpy.
+    `locality(operand types, attrs)` says what devices of a mesh can do alone.
     `derive(b, op, *cotangents)` emits the adjoint and returns one value or None per operand;
     a cotangent is None where nothing flows back into that result.
     `arity` is the least and the most number of operands (None: no bound).
     `attributes` are the names of all attributes it may have.
     `elementwise` marks ops that act on each element alone, which any kernel can absorb.
+    `opaque` marks ops whose inside is not known, `moves` those that change a place and no value.
     """
 
     name: str = ""
@@ -40,6 +44,7 @@ class OpDef:
     attributes: tuple[str, ...] = ()
     elementwise: bool = False
     opaque: bool = False
+    moves: bool = False
 
     def types(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         """Checks the number of operands and the attributes' names, and runs the type rule."""
@@ -53,7 +58,21 @@ class OpDef:
                     f"has no attribute {name}{did_you_mean(name, self.attributes)}",
                     fix=f"attributes are {', '.join(self.attributes) or 'none'}",
                 )
-        return self.infer(dims, *operands, **attrs)
+        if not self.moves and "placed" not in attrs and not any(placement_of(o) for o in operands):
+            return self.infer(dims, *operands, **attrs)
+        bare = tuple(o if isinstance(o, Literal) else placed(o, WHOLE) for o in operands)
+        results = self.infer(dims, *bare, **{n: a for n, a in attrs.items() if n != "placed"})
+        return self.place(operands, results, attrs)
+
+    def place(
+        self, operands: Sequence[Type | Literal], results: Sequence[Type], attrs: Mapping[str, Any]
+    ) -> tuple[Type, ...]:
+        """Adds to the result types where on a mesh they are; only ops that move values differ."""
+        return place_results(self.locality(operands, attrs), operands, results, attrs)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        """What each device can do alone; unless an op knows better, nothing."""
+        return locality(whole=[dim for operand in operands for dim in dims_of(operand)])
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         """Returns the result types of the op."""

@@ -47,8 +47,9 @@ def format_op(op: Op, *, location: bool = True) -> str:
 
 def format_program(program: Program, *, locations: bool = True) -> str:
     """Prints a program; `parse` gives it back."""
-    dims = ", ".join(f"{n}={s}" for n, s in program.dims)
-    head = f"moe @{program.name} dims({dims}) (\n    {_values(program.inputs)})"
+    mesh = f" mesh({_sizes(program.mesh)})" if program.mesh else ""
+    head = f"moe @{program.name} dims({_sizes(program.dims)}){mesh} ("
+    head += f"\n    {_values(program.inputs)})"
     if program.cotangents:
         head += f"\n  grad ({_values(program.cotangents)})"
     lines = [head + " {"]
@@ -57,6 +58,10 @@ def format_program(program: Program, *, locations: bool = True) -> str:
     if program.gradients:
         lines.append(f"  grad {_named(program.gradients)}")
     return "\n".join([*lines, "}", ""])
+
+
+def _sizes(pairs: tuple[tuple[str, int], ...]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in pairs)
 
 
 def _values(values: tuple[Value, ...]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moegen.errors import DimError
+from moegen.ir.placement import WHOLE, Placement, placed_dim
 
 FLOATS = ("f64", "f32", "bf16", "f16")
 INTEGERS = ("i32", "i8", "u8", "u32")
@@ -28,10 +29,14 @@ CHOICE = "K"
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An array type: element type and ordered dim names, printed `f32[G, S, D]`."""
+    """An array type: element type and ordered dim names, printed `f32[G, S, D]`.
+
+    On a mesh it also says where the array is: `f32[G@data, S, D]`.
+    """
 
     dtype: str
     dims: tuple[str, ...]
+    placement: Placement = WHOLE
 
     def __post_init__(self) -> None:
         for dim in self.dims:
@@ -41,6 +46,9 @@ class Tensor:
             raise DimError(
                 f"{self}: a dim appears twice", fix="give every dim of a tensor its own name"
             )
+        for dim, _ in self.placement.splits:
+            if dim not in self.dims:
+                raise DimError(f"{self}: {dim} is placed on a mesh, but no dim of it")
 
     @property
     def is_float(self) -> bool:
@@ -48,7 +56,8 @@ class Tensor:
         return self.dtype in FLOATS
 
     def __str__(self) -> str:
-        return f"{self.dtype}[{', '.join(self.dims)}]"
+        owed = "".join(f"@{axis}" for axis in self.placement.partial)
+        return f"{self.dtype}[{_listed(self.dims, self.placement)}]" + (owed and f" partial{owed}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +73,13 @@ class Route:
     dims: tuple[str, str, str, str]
     weight: Tensor
 
+    @property
+    def placement(self) -> Placement:
+        """A route is where its weights are."""
+        return self.weight.placement
+
     def __str__(self) -> str:
-        return f"route[{', '.join(self.dims)}] of {self.weight}"
+        return f"route[{_listed(self.dims, self.placement)}] of {self.weight}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +91,24 @@ class Key:
 
 
 Type = Tensor | Route | Key
+
+
+def _listed(dims: tuple[str, ...], place: Placement) -> str:
+    return ", ".join(placed_dim(dim, place) for dim in dims)
+
+
+def placement_of(type_: object) -> Placement:
+    """Where a value of this type is; keys and numbers are everywhere."""
+    return type_.placement if isinstance(type_, Tensor | Route) else WHOLE
+
+
+def placed(type_: Type, place: Placement) -> Type:
+    """The type at another place, as far as it has the dims; without a mesh, at WHOLE."""
+    if isinstance(type_, Tensor):
+        return replace(type_, placement=place.only(type_.dims))
+    if isinstance(type_, Route):
+        return replace(type_, weight=replace(type_.weight, placement=place.only(type_.weight.dims)))
+    return type_
 
 
 def cotangent_type(type_: Type) -> Tensor | None:

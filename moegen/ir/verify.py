@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from moegen.errors import MoegenError, VerifyError
@@ -9,7 +10,7 @@ from moegen.ir.builder import infer_types
 from moegen.ir.dims import Dims
 from moegen.ir.program import Literal, Op, Program, Value, dims_of
 from moegen.ir.text import format_op
-from moegen.ir.types import Route, Type, cotangent_type
+from moegen.ir.types import Route, Type, cotangent_type, placement_of
 
 _LIST_DIMS = "list every dim in dims(...)"
 
@@ -19,7 +20,8 @@ def verify(program: Program, after: str = "") -> Program:
 
     Rules: every name is defined once and before its use, with the type of its definition;
     every type names known dims; every op's results have the types its rule gives; a joint
-    program has one cotangent per float output and one gradient per float input.
+    program has one cotangent per float output and one gradient per float input. On a mesh, axes
+    are the mesh's, they divide the dims they split, and nothing is returned that owes a sum.
 
     Raises:
       VerifyError: with the op, the author's line, and the pass it follows.
@@ -31,6 +33,7 @@ def verify(program: Program, after: str = "") -> Program:
         for op in program.ops:
             _verify_operands(op, defined)
             _verify_results(op, dims, known, defined)
+            _verify_places(program, op.results, op)
         for name, value in program.outputs + program.gradients:
             _verify_returned(name, value, defined)
         _verify_joint(program)
@@ -52,6 +55,32 @@ def _verify_arguments(program: Program) -> None:
     wrong = [f"{n}={s}" for n, s in program.dims if s < 0]
     if wrong or len(program.sizes) != len(program.dims):
         raise VerifyError(f"@{program.name}: dims are negative or listed twice {wrong}")
+    if any(s < 1 for _, s in program.mesh) or len(dict(program.mesh)) != len(program.mesh):
+        raise VerifyError(f"@{program.name}: mesh axes have no devices or are listed twice")
+    _verify_places(program, program.arguments)
+
+
+def _verify_places(program: Program, values: Sequence[Value], op: Op | None = None) -> None:
+    """Axes are the mesh's, and every device has an equal part."""
+    mesh = dict(program.mesh)
+    for value in values:
+        place = placement_of(value.type)
+        unknown = set(place.used) - set(mesh)
+        uneven = [
+            dim
+            for dim, axes in place.splits
+            if not unknown and program.sizes[dim] % math.prod(mesh[a] for a in axes)
+        ]
+        if not unknown and not uneven:
+            continue
+        wrong = f"the mesh has no axis {min(unknown)}" if unknown else f"{uneven[0]} is uneven"
+        raise VerifyError(
+            f"@{program.name}: {value}: {value.type}: {wrong}",
+            op=format_op(op) if op else None,
+            location=op.location if op else None,
+            fix=f"axes are {', '.join(f'{n}={s}' for n, s in program.mesh) or 'none'}; the devices "
+            "along an axis hold equal parts",
+        )
 
 
 def _verify_operands(op: Op, defined: dict[str, Type]) -> None:
@@ -105,6 +134,11 @@ def _verify_returned(name: str, value: Value, defined: dict[str, Type]) -> None:
         raise VerifyError(f"return {name}={value}: not defined with type {value.type}")
     if isinstance(value.type, Route):
         raise VerifyError(f"return {name}={value}: a route is not an array and cannot be returned")
+    if owed := placement_of(value.type).partial:
+        raise VerifyError(
+            f"return {name}={value}: a sum over {', '.join(owed)} is still owed",
+            fix="psum it, or reduce_scatter it, before it is returned",
+        )
 
 
 def _verify_joint(program: Program) -> None:

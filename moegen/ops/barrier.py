@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moegen.ir.dims import Dims
@@ -23,6 +24,11 @@ class Barrier(OpDef):
     arity = (1, None)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
+        return tuple(tensor(o) for o in operands)
+
+    def place(
+        self, operands: Sequence[Type | Literal], results: Sequence[Type], attrs: Mapping[str, Any]
+    ) -> tuple[Type, ...]:
         return tuple(tensor(o) for o in operands)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:

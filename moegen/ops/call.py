@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from moegen.errors import LoweringError, ShapeError
 from moegen.ir.builder import Builder
 from moegen.ir.dims import Dims
+from moegen.ir.locality import Locality, dims_of, locality
 from moegen.ir.program import Literal, Op, Value
 from moegen.ir.registry import Eval, OpDef, register
 from moegen.ir.types import Tensor, Type, cotangent_type
@@ -78,6 +79,9 @@ class Call(OpDef):
         _check_result(dims, operands, attrs, result)
         return (result,)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=_inside(operands, attrs))
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         types = tuple(tensor(v.type) for v in env.op.inputs)
         return _batched_call(attrs, types)(*arrays)
@@ -128,12 +132,22 @@ class CallVjp(OpDef):
         _check_result(dims, args, attrs, Tensor(ct.dtype, tuple(attrs["dims"])))
         return (tensor(args[attrs["wrt"]]),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        shared = [d for d in attrs["batch"] if d not in dims_of(operands[attrs["wrt"]])]
+        linear = ((len(operands) - 1,),)
+        return locality(whole=_inside(operands, attrs), summed=shared, linear=linear)
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         *args, ct = arrays
         *types, ct_type = (tensor(v.type) for v in env.op.inputs)
         fn = _batched_call(attrs, tuple(types))
         ordered = align(ct, ct_type.dims, tuple(attrs["dims"]))
         return call_vjp(fn, args, ordered, attrs["wrt"])
+
+
+def _inside(operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> list[str]:
+    """Dims that the function itself sees: it may look at any part of them."""
+    return [d for o in operands for d in dims_of(o) if d not in attrs["batch"]]
 
 
 def call_vjp(fn: Callable[..., Any], args: Any, cotangent: Any, wrt: int) -> Any:

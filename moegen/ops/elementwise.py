@@ -5,7 +5,7 @@ Each is one row: its jnp meaning and its derivative. Operands broadcast by dim n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from moegen.errors import DtypeError
 from moegen.ir.builder import Builder
 from moegen.ir.dims import Dims
+from moegen.ir.locality import Locality, locality
 from moegen.ir.program import Literal, Op, Operand, Value
 from moegen.ir.registry import Eval, OpDef, add, register
 from moegen.ir.types import DTYPES, Tensor, Type, cotangent_type
@@ -25,6 +26,16 @@ INV_SQRT_2PI = 0.3989422804014327
 GELU_CUBIC = 0.044715
 
 Partial = Callable[..., Any]
+
+_LINEAR: dict[str, tuple[tuple[int, ...], ...]] = {
+    "neg": ((0,),),
+    "stop_gradient": ((0,),),
+    "add": ((0, 1),),
+    "sub": ((0, 1),),
+    "mul": ((0,), (1,)),
+    "div": ((0,),),
+}
+"""Sets of operands in which an op is linear: all of a set together, the others fixed."""
 
 
 class Elementwise(OpDef):
@@ -64,6 +75,9 @@ class Elementwise(OpDef):
         if self._takes == "bools" and joined.dtype != "bool":
             raise DtypeError(f"needs bool, got {joined}", fix="compare first, for example x > 0")
         return (Tensor(self._dtype or joined.dtype, joined.dims),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(linear=_LINEAR.get(self.name, ()))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return self._fn(*aligned(env.op, arrays), **attrs)
@@ -235,6 +249,10 @@ class Select(OpDef):
         both = join_types(Tensor(joined.dtype, tensor(condition).dims), joined)
         return (both,)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        zero = [i for i, o in enumerate(operands) if isinstance(o, Literal) and o.value == 0]
+        return locality(linear=((1, 2), *((3 - i,) for i in zero)))
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         condition, a, b = aligned(env.op, arrays)
         dtype = JAX_DTYPES[tensor(env.op.result.type).dtype]
@@ -264,6 +282,9 @@ class Cast(OpDef):
         if attrs["dtype"] not in DTYPES:
             raise DtypeError(f'no dtype "{attrs["dtype"]}"', fix=f"use one of {', '.join(DTYPES)}")
         return (Tensor(attrs["dtype"], tensor(x).dims),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality()
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jnp.asarray(arrays[0]).astype(JAX_DTYPES[attrs["dtype"]])

@@ -13,8 +13,9 @@ from typing import Any
 from moegen.errors import VerifyError
 from moegen.ir import registry
 from moegen.ir.dims import Dims
+from moegen.ir.placement import WHOLE
 from moegen.ir.program import Literal, Op, Value, make_attrs
-from moegen.ir.types import Tensor
+from moegen.ir.types import Tensor, placed
 
 ACC = "acc"
 
@@ -99,7 +100,7 @@ def run_epilogue(
     def leaf(name: str) -> Any:
         return (
             operand_named(name, acc, extra),
-            Value(name, operand_named(name, acc_type, extra_types)),
+            Value(name, placed(operand_named(name, acc_type, extra_types), WHOLE)),
         )
 
     def apply(name: str, args: list[Any], attrs: dict[str, Any]) -> Any:

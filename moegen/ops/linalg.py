@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from moegen.errors import DtypeError, ShapeError
 from moegen.ir.builder import Builder
 from moegen.ir.dims import Dims
+from moegen.ir.locality import Locality, locality
 from moegen.ir.program import Literal, Op
 from moegen.ir.registry import Eval, OpDef, register
 from moegen.ir.types import Tensor, Type, cotangent_type
@@ -78,6 +79,12 @@ class Dot(OpDef):
         if sorted(out) != sorted(natural):
             raise ShapeError(f"out={out} does not list the result's dims {natural}")
         return with_epilogue(dims, Tensor(a.dtype, out), operands[2:], attrs)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        over = dims_tuple(attrs["over"])
+        if "epilogue" in attrs:  # it may be anything but linear
+            return locality(whole=over)
+        return locality(summed=over, linear=((0,), (1,)))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         a, b, *extra = (tensor(v.type) for v in env.op.inputs)

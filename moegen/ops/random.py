@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from moegen.errors import DtypeError, ShapeError
 from moegen.ir.builder import Builder
 from moegen.ir.dims import Dims
+from moegen.ir.locality import Locality, locality
 from moegen.ir.program import Literal, Op
 from moegen.ir.registry import Eval, OpDef, add
 from moegen.ir.types import FLOATS, GROUP, Key, Tensor, Type
@@ -24,7 +25,7 @@ class Draw(OpDef):
     group has its own key: results do not change with the number of devices.
     """
 
-    attributes = ("dims", "dtype", "stream")
+    attributes = ("dims", "dtype", "stream", "placed")
 
     def __init__(self, name: str, sample: Callable[..., Any]):
         self.name = name
@@ -39,6 +40,9 @@ class Draw(OpDef):
             raise ShapeError(f"dims {attrs['dims']} must start with {GROUP}")
         dims.shape(attrs["dims"])
         return (Tensor(attrs["dtype"], tuple(attrs["dims"])),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality()
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         shape, dtype = env.sizes.shape(attrs["dims"]), JAX_DTYPES[attrs["dtype"]]

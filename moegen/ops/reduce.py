@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from moegen.errors import DtypeError
 from moegen.ir.builder import Builder
 from moegen.ir.dims import Dims
+from moegen.ir.locality import Locality, locality
 from moegen.ir.program import Literal, Op
 from moegen.ir.registry import Eval, OpDef, register
 from moegen.ir.types import Tensor, Type, cotangent_type
@@ -25,6 +27,9 @@ class Reduction(OpDef):
         x, over = _operand(operands, attrs, self.floats)
         return (Tensor(x.dtype, tuple(d for d in x.dims if d not in over)),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=dims_tuple(attrs["over"]))
+
 
 class Along(OpDef):
     """Base of ops that work along `over` and keep every dim."""
@@ -32,6 +37,9 @@ class Along(OpDef):
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, _ = _operand(operands, attrs, floats=True)
         return (x,)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=dims_tuple(attrs["over"]))
 
 
 def _operand(
@@ -59,6 +67,9 @@ class Sum(Reduction):
         require_numbers(tensor(operands[0]))
         return super().infer(dims, *operands, **attrs)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(summed=dims_tuple(attrs["over"]), linear=((0,),))
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jnp.sum(arrays[0], axis=_axes(env, attrs["over"]), dtype=arrays[0].dtype)
 
@@ -74,6 +85,9 @@ class Mean(Reduction):
     name = "mean"
     attributes = ("over",)
     floats = True
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=dims_tuple(attrs["over"]), linear=((0,),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jnp.mean(arrays[0], axis=_axes(env, attrs["over"]))
@@ -133,6 +147,9 @@ class Argmax(OpDef):
         x, over = _operand(operands, attrs, floats=False)
         (dim,) = over
         return (Tensor("i32", tuple(d for d in x.dims if d != dim)),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=dims_tuple(attrs["over"]))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jnp.argmax(arrays[0], axis=_axes(env, attrs["over"])[0]).astype(jnp.int32)

@@ -7,6 +7,7 @@ dispatch and combine are each other's adjoint, so the backward needs one more op
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from moegen.errors import DtypeError, ShapeError
 from moegen.ir.builder import Builder
 from moegen.ir.dims import Dims
+from moegen.ir.locality import Locality, locality
 from moegen.ir.program import Literal, Op
 from moegen.ir.registry import Eval, OpDef, register
 from moegen.ir.types import (
@@ -33,6 +35,8 @@ from moegen.ops.named import route, tensor
 
 ROW_DIMS = (GROUP, EXPERT, CAPACITY)
 """Dims that say which slot a row belongs to, in canonical order."""
+WITHIN_GROUP = (TOKEN, EXPERT, CAPACITY, CHOICE)
+"""Dims of one group's decision, which no device can make from a part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,9 @@ class Assign(OpDef):
         dims.define(CAPACITY, attrs["capacity"])
         return (Route((GROUP, TOKEN, EXPERT, CAPACITY), weight),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=WITHIN_GROUP)
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         weight, expert, *priority = arrays
         experts = env.sizes[EXPERT]
@@ -174,6 +181,9 @@ class AssignItems(OpDef):
             )
         return (Route((GROUP, TOKEN, EXPERT, CAPACITY), weight),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=WITHIN_GROUP)
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         weight, token = arrays
         place = jax.nn.one_hot(token, env.sizes[TOKEN], dtype=weight.dtype)
@@ -197,6 +207,9 @@ class DenseRoute(OpDef):
             )
         return (Route((GROUP, TOKEN, EXPERT, CAPACITY), weight),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=WITHIN_GROUP)
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return RouteArrays(arrays[0], None)
 
@@ -212,6 +225,9 @@ class Kept(OpDef):
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         return (Tensor("bool", route(operands[0]).weight.dims),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=WITHIN_GROUP)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         path = arrays[0]
@@ -239,6 +255,9 @@ class Dispatch(OpDef):
         if x.dims[:2] != (GROUP, TOKEN) or not x.is_float:
             raise ShapeError(f"x must be real [{GROUP}, {TOKEN}, ...], got {x}")
         return (Tensor(x.dtype, (*_slot_dims(path), *x.dims[2:])),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=WITHIN_GROUP, linear=((1,),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         path, x = arrays
@@ -271,6 +290,9 @@ class Combine(OpDef):
             raise ShapeError(f"y must be real [{', '.join(_slot_dims(path))}, ...], got {y}")
         return (Tensor(y.dtype, (GROUP, TOKEN, *y.dims[3:])),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=WITHIN_GROUP, linear=((1,),))
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         path, y = arrays
         mask = path.mask(attrs.get("weighted", False)).astype(y.dtype)
@@ -300,6 +322,9 @@ class Affinity(OpDef):
         if y.dims[3:] != x.dims[2:] or y.dims[:3] != _slot_dims(path) or y.dtype != x.dtype:
             raise ShapeError(f"rows do not match: {y} and {x}")
         return (path.weight,)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(WITHIN_GROUP, summed=tensor(operands[2]).dims[2:], linear=((1,), (2,)))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         path, y, x = arrays

@@ -9,7 +9,7 @@ the end means "no slot". The meanings here are one-hot products over those numbe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,11 +17,12 @@ import jax.numpy as jnp
 
 from moegen.errors import DtypeError, ShapeError
 from moegen.ir.dims import Dims
+from moegen.ir.locality import Locality, dims_of, locality
 from moegen.ir.program import Literal
 from moegen.ir.registry import Eval, OpDef, register
 from moegen.ir.types import CAPACITY, CHOICE, EXPERT, FLOATS, GROUP, TOKEN, Tensor, Type
 from moegen.ops.named import JAX_DTYPES, align, tensor
-from moegen.ops.routing import check_priority, positions
+from moegen.ops.routing import WITHIN_GROUP, check_priority, positions
 
 ROWS = "N"
 """The dim of rows in the sorted format: all groups' rows in one list."""
@@ -53,6 +54,11 @@ def _check_slot_dims(dims: tuple[str, ...]) -> None:
         )
 
 
+def _list_of_groups(dims: tuple[str, ...]) -> tuple[str, ...]:
+    """Dims that must be whole beside those of a group: sorted rows are one list of all groups."""
+    return (GROUP, ROWS) if ROWS in dims else ()
+
+
 def _float_dtype(name: str) -> str:
     if name not in FLOATS:
         raise DtypeError(f"dtype {name!r} is not real", fix=f"use one of {', '.join(FLOATS)}")
@@ -73,6 +79,9 @@ class Positions(OpDef):
         check_priority(*operands[1:])
         return (expert,)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=WITHIN_GROUP)
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         expert, *priority = arrays
         return positions(expert, priority[0] if priority else None, env.sizes[EXPERT])
@@ -92,6 +101,9 @@ class SlotNumbers(OpDef):
         dims.shape((EXPERT, CAPACITY))
         _of_choices(operands[1], "position")
         return (_of_choices(operands[0], "expert"),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=WITHIN_GROUP)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         expert, position = arrays
@@ -159,6 +171,9 @@ class InvertSlots(OpDef):
         _check_slot_dims(tuple(attrs["dims"]))
         return (Tensor("i32", tuple(attrs["dims"])),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=(*WITHIN_GROUP, *_list_of_groups(attrs["dims"])))
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         (slot,) = arrays
         place = _place(slot, env, tuple(attrs["dims"]))  # [*choices, *slots]
@@ -189,6 +204,9 @@ class ItemSlots(OpDef):
             raise ShapeError(f"needs i32[{GROUP}, {EXPERT}, {CAPACITY}], got {token}")
         return (Tensor("i32", (GROUP, TOKEN, EXPERT)),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=WITHIN_GROUP)
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         (token,) = arrays
         tokens, experts, capacity = env.sizes.shape((TOKEN, EXPERT, CAPACITY))
@@ -213,6 +231,9 @@ class TakeItems(OpDef):
             )
         _check_slot_dims(tuple(attrs["dims"]))
         return (Tensor(_float_dtype(x.dtype), (*attrs["dims"], *x.dims[2:])),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=WITHIN_GROUP, linear=((0,),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         x, token = arrays
@@ -241,6 +262,9 @@ class TakeTokens(OpDef):
         _check_slot_dims(source.dims)
         _check_weight(operands[2:], _CHOICES)
         return (Tensor(_float_dtype(x.dtype), (*source.dims, *x.dims[2:])),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality((*WITHIN_GROUP, *_list_of_groups(dims_of(operands[1]))), linear=((0,),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         x, source, *weight = arrays
@@ -277,6 +301,9 @@ class TakeSlots(OpDef):
         _check_weight(operands[2:], slot.dims)
         return (Tensor(_float_dtype(y.dtype), (GROUP, TOKEN, *own)),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality((*WITHIN_GROUP, *_list_of_groups(dims_of(operands[0]))), linear=((0,),))
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         y, slot, *weight = arrays
         rows = _rows_of_choices(env, y, slot)
@@ -300,6 +327,10 @@ class MatchSlots(OpDef):
         if x.dims != (GROUP, TOKEN, *own) or x.dtype != y.dtype or not x.is_float:
             raise ShapeError(f"rows do not match: {y} and {x}")
         return (Tensor(_float_dtype(attrs["dtype"]), slot.dims),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        whole = (*WITHIN_GROUP, *_list_of_groups(dims_of(operands[0])))
+        return locality(whole, summed=dims_of(operands[2])[2:], linear=((0,), (2,)))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         y, slot, x = arrays
@@ -325,6 +356,9 @@ class SlotMask(OpDef):
         _check_weight(operands[1:], _CHOICES)
         dims.shape((EXPERT, CAPACITY))
         return (Tensor(_float_dtype(attrs["dtype"]), (GROUP, TOKEN, EXPERT, CAPACITY)),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=WITHIN_GROUP)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         slot, *weight = arrays

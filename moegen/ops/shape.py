@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from moegen.errors import DtypeError, ShapeError
 from moegen.ir.builder import Builder
 from moegen.ir.dims import Dims
+from moegen.ir.locality import Locality, locality
 from moegen.ir.program import Literal, Op
 from moegen.ir.registry import Eval, OpDef, register
 from moegen.ir.types import DTYPES, FLOATS, Tensor, Type, cotangent_type
@@ -22,7 +24,7 @@ class Full(OpDef):
     """`full(0.0, dims=("G", "S"), dtype="f32")`: one number everywhere."""
 
     name = "full"
-    attributes = ("dims", "dtype")
+    attributes = ("dims", "dtype", "placed")
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         (value,) = operands
@@ -32,6 +34,9 @@ class Full(OpDef):
             raise DtypeError(f"the number {value} does not fit {attrs['dtype']}")
         dims.shape(attrs["dims"])
         return (Tensor(attrs["dtype"], tuple(attrs["dims"])),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality()
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jnp.full(env.sizes.shape(attrs["dims"]), arrays[0], JAX_DTYPES[attrs["dtype"]])
@@ -45,12 +50,15 @@ class Iota(OpDef):
     """`iota(dim="S")`: the index along a dim, i32."""
 
     name = "iota"
-    attributes = ("dim",)
+    attributes = ("dim", "placed")
     arity = (0, 0)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         dims.shape((attrs["dim"],))
         return (Tensor("i32", (attrs["dim"],)),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality()
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jnp.arange(env.sizes[attrs["dim"]], dtype=jnp.int32)
@@ -64,7 +72,7 @@ class Broadcast(OpDef):
     """`broadcast(x, dims=("G", "S", "E"))`: repeats and reorders to exactly these dims."""
 
     name = "broadcast"
-    attributes = ("dims",)
+    attributes = ("dims", "placed")
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
         x, out = tensor(operands[0]), tuple(attrs["dims"])
@@ -73,6 +81,9 @@ class Broadcast(OpDef):
         if missing:
             raise ShapeError(f"dims {missing} of {x} are not in {out}", fix="sum over them first")
         return (Tensor(x.dtype, out),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(linear=((0,),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         have, out = tensor(env.op.inputs[0].type).dims, tuple(attrs["dims"])
@@ -99,6 +110,9 @@ class Merge(OpDef):
         dims.define(attrs["into"], math.prod(dims.shape(parts)))
         merged = (*x.dims[:at], attrs["into"], *x.dims[at + len(parts) :])
         return (Tensor(x.dtype, merged),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=attrs["dims"], linear=((0,),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jnp.reshape(arrays[0], env.sizes.shape(tensor(env.op.result.type).dims))
@@ -129,6 +143,9 @@ class Split(OpDef):
         at = x.dims.index(attrs["dim"])
         return (Tensor(x.dtype, (*x.dims[:at], *parts, *x.dims[at + 1 :])),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=(attrs["dim"],), linear=((0,),))
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jnp.reshape(arrays[0], env.sizes.shape(tensor(env.op.result.type).dims))
 
@@ -158,6 +175,9 @@ class Concat(OpDef):
             raise DtypeError(f"dtypes do not match: {a.dtype}, {b.dtype}", fix="mg.cast one side")
         dims.define(attrs["into"], dims[first] + dims[second])
         return (Tensor(a.dtype, joined),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=attrs["dims"], linear=((0, 1),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         axis = tensor(env.op.result.type).dims.index(attrs["into"])
@@ -191,6 +211,9 @@ class Slice(OpDef):
             )
         return (Tensor(x.dtype, tuple(into if d == over else d for d in x.dims)),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=(attrs["over"],), linear=((0,),))
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         axis = tensor(env.op.inputs[0].type).dims.index(attrs["over"])
         end = attrs["start"] + env.sizes[attrs["into"]]
@@ -212,6 +235,9 @@ class OneHot(OpDef):
             raise DtypeError(f"no dtype {attrs['dtype']!r}", fix=f"use one of {', '.join(DTYPES)}")
         dims.shape((attrs["dim"],))
         return (Tensor(attrs["dtype"], (*x.dims, attrs["dim"])),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality()
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         return jax.nn.one_hot(arrays[0], env.sizes[attrs["dim"]], dtype=JAX_DTYPES[attrs["dtype"]])
@@ -243,6 +269,9 @@ class TopK(OpDef):
         dims.define(attrs["dim"], k)
         out = (*(d for d in x.dims if d != over), attrs["dim"])
         return (Tensor(x.dtype, out), Tensor("i32", out))
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=(attrs["over"],))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         axis = tensor(env.op.inputs[0].type).dims.index(attrs["over"])
@@ -278,6 +307,9 @@ class Take(OpDef):
         rest = tuple(d for d in x.dims if d != over)
         out = (*(d for d in rest if d not in index.dims), *index.dims)
         return (Tensor(x.dtype, out),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=dims_tuple(attrs["over"]), linear=((0,),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         x, index = (tensor(v.type) for v in env.op.inputs)

@@ -51,7 +51,8 @@ class _Reverse:
         outputs = [(n, known.get(v.name, v)) for n, v in p.outputs]
         joint = b.program(p.name, p.inputs, outputs, cotangents, gradients)
         wanted = [v for _, v in (*outputs, *gradients)]
-        return rename(joint.with_(ops=live_ops(joint.ops, wanted)), self.names)
+        joint = joint.with_(ops=live_ops(joint.ops, wanted), mesh=p.mesh)
+        return rename(joint, self.names)
 
     def declare_cotangents(self) -> list[Value]:
         found = []

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from moegen.ir import registry
 from moegen.ir.program import Op, Program, Value, live_ops, make_attrs
+from moegen.ir.types import placement_of
 from moegen.ops.epilogue import expression
 
 PRODUCTS = ("dot", "grouped_dot")
@@ -68,7 +69,7 @@ class _Fusion:
         groups: list[_Group] = []
         joined: dict[str, _Group] = {}
         for op in self.program.ops:
-            if op.name in PRODUCTS and "epilogue" not in op.attr:
+            if self.takes_epilogue(op):
                 groups.append(_Group(op))
                 joined[op.result.name] = groups[-1]
             elif group := next((g for g in reversed(groups) if self.joins(op, g)), None):
@@ -82,6 +83,11 @@ class _Fusion:
             elif op is found.product:
                 ops.append(self.fused(found) if found.members else op)
         return self.program.with_(ops=live_ops(ops, self.program.returned))
+
+    def takes_epilogue(self, op: Op) -> bool:
+        """Whether elementwise ops may join: not where the product's sum is still owed."""
+        owed = any(placement_of(r.type).partial for r in op.results)
+        return op.name in PRODUCTS and "epilogue" not in op.attr and not owed
 
     def joins(self, op: Op, group: _Group) -> bool:
         """Adds an elementwise op to the group if all it reads is there or can be inlined."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from moegen.ir.program import Program
 from moegen.ir.verify import verify
@@ -12,6 +11,7 @@ from moegen.passes.canonicalize import canonicalize
 from moegen.passes.choose_format import choose_format
 from moegen.passes.differentiate import differentiate
 from moegen.passes.fuse import fuse
+from moegen.passes.layout import Layout
 from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import Decide, select_kernels
@@ -21,8 +21,8 @@ STAGES = (
     "trace",
     "canonicalize",
     "differentiate",
-    "shard",
     "reassociate",
+    "shard",
     "choose_format",
     "rematerialize",
     "fuse",
@@ -36,13 +36,13 @@ class Plan:
     """What the passes need to know that is not in the program.
 
     Attributes:
-      mesh: devices, or None for one.
+      layout: where a program's inputs are on the mesh; None for one device.
       choose: picks the format and the row block for a joint program.
       decide: picks the kernel of a product.
       save: "all" or "least", what the backward is to get from the forward.
     """
 
-    mesh: Any
+    layout: Callable[[Program], Layout | None]
     choose: Callable[[Program], tuple[str, int]]
     decide: Decide
     save: str = "all"
@@ -59,8 +59,8 @@ def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
 
     step("canonicalize", canonicalize)
     step("differentiate", lambda p: canonicalize(differentiate(p)))
-    step("shard", lambda p: shard(p, plan.mesh))
-    joint = step("reassociate", lambda p: reassociate(p, plan.save))
+    step("reassociate", lambda p: reassociate(p, plan.save))
+    joint = step("shard", lambda p: shard(p, plan.layout(p)))
     chosen, block = plan.choose(joint)
     step("choose_format", lambda p: canonicalize(choose_format(p, chosen, block)))
     step("rematerialize", lambda p: rematerialize(p, plan.save))

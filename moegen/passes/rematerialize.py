@@ -26,7 +26,7 @@ CHEAP = frozenset(
     [
         *("broadcast", "full", "iota", "merge", "split", "concat", "slice", "one_hot", "take"),
         *("sum", "mean", "max", "min", "softmax", "logsumexp"),
-        *("per_row", "take_tokens", "take_items", "slot_mask"),
+        *("per_row", "take_part", "take_tokens", "take_items", "slot_mask"),
     ]
 )
 """Ops, besides elementwise ones, that take about as long as reading what they give."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from moegen.dsl.declare import Argument, Declared, Expert, Router
 from moegen.dsl.specs import ArraySpec, initialize
@@ -90,10 +91,14 @@ class Layer:
           MoegenError: for anything that does not fit, with the author's line and the fix.
         """
         params, x, inputs, single = _grouped(params, x, inputs)
+        groups = x.shape[0]
+        x, inputs = _even(x, inputs, self.schedule.group_parts())
         compiled = self._program(params, x, key, inputs)
         outputs = compiled(*(_pick(s, params, x, key, inputs) for s in compiled.slots))
         if single:
             outputs = {n: v[0] for n, v in outputs.items()}
+        elif groups != x.shape[0]:
+            outputs = {n: v[:groups] for n, v in outputs.items()}
         y = outputs.pop("y")
         return y, outputs
 
@@ -107,6 +112,7 @@ class Layer:
         """
         params, x = args if len(args) == 2 else (self.abstract_params(args[0], **dims), args[0])
         params, x, inputs, _ = _grouped(params, x, dict(inputs or {}))
+        x, inputs = _even(x, inputs, self.schedule.group_parts())
         given = Given(x, params["router"], params["expert"], inputs, key is not None)
         return Traced(trace_layer(self.router, self.expert, given), self.schedule)
 
@@ -222,6 +228,24 @@ def _grouped(params: Any, x: Any, inputs: dict[str, Any]) -> tuple[Any, Any, dic
         return a[None]
 
     return params, lift(x), {n: lift(v) for n, v in inputs.items()}, True
+
+
+def _even(x: Any, inputs: dict[str, Any], parts: int) -> tuple[Any, dict[str, Any]]:
+    """Repeats the last group until the groups have that many equal parts.
+
+    A copy of real tokens keeps any router finite, and what its outputs say is cut off again, so
+    that no gradient comes from it either.
+    """
+    missing = -x.shape[0] % parts
+    if not missing:
+        return x, inputs
+
+    def pad(a: Any) -> Any:
+        if isinstance(a, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((a.shape[0] + missing, *a.shape[1:]), a.dtype)
+        return jnp.concatenate([a, jnp.repeat(a[-1:], missing, axis=0)])
+
+    return pad(x), {n: pad(v) for n, v in inputs.items()}
 
 
 def _signature(params: Any, x: Any, key: Any, inputs: dict[str, Any], schedule: Any) -> Any:

@@ -9,9 +9,11 @@ from moegen.ir.program import Program, Value
 from moegen.ir.types import value_bytes
 from moegen.passes.canonicalize import canonicalize
 from moegen.passes.choose_format import choose_format
+from moegen.passes.layout import Layout
 from moegen.passes.partition import partition
 from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import SAVES, rematerialize
+from moegen.passes.shard import shard
 
 _LISTED = 12
 """Values that get a line; the rest are summed."""
@@ -33,7 +35,12 @@ def saved_bytes(program: Program, slots: Sequence[Slot]) -> dict[Value, int]:
 
 
 def explain_saved(
-    joint: Program, slots: Sequence[Slot], format: str, block: int, chosen: str
+    joint: Program,
+    slots: Sequence[Slot],
+    format: str,
+    block: int,
+    chosen: str,
+    layout: Layout | None = None,
 ) -> str:
     """A table of what each choice keeps.
 
@@ -43,10 +50,12 @@ def explain_saved(
       format: how routes are stored.
       block: rows per block in the sorted format.
       chosen: what the schedule asks for.
+      layout: where the inputs are on a mesh; bytes are those of all devices together.
     """
     found = {}
     for save in SAVES:
-        stored = canonicalize(choose_format(reassociate(joint, save), format, block))
+        placed = shard(reassociate(joint, save), layout)
+        stored = canonicalize(choose_format(placed, format, block))
         found[save] = saved_bytes(rematerialize(stored, save), slots)
     values = dict.fromkeys(v for kept in found.values() for v in kept)
     order = sorted(values, key=lambda v: -max(kept.get(v, 0) for kept in found.values()))

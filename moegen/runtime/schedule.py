@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 
 from moegen.errors import ScheduleError, did_you_mean
 from moegen.passes.choose_format import FORMATS
+from moegen.passes.layout import DEFAULT_AXES, MeshAxes, token_axes
 from moegen.passes.rematerialize import SAVES
 from moegen.tune.choose import KERNELS
 from moegen.tune.target import Target, target_named
@@ -26,7 +27,12 @@ class Schedule:
       save: "all" keeps for the backward what it reads; "least" keeps the fewest bytes from which
         that follows without a product, so that activations are computed and rows gathered again.
       target: a name of `moegen.tune.target.TARGETS`, or None for the default JAX device.
-      mesh: devices to shard over; only None (one device) is supported so far.
+      mesh: a jax.sharding.Mesh of devices that share the work, or None for one device; an
+        AbstractMesh will do to look at programs and sources.
+      axes: what each axis of the mesh splits, as a dict such as {"data": "G", "expert": "G E",
+        "model": "F"}; axes named so, and "fsdp", which splits "G D", need not be listed. An axis
+        that lists G splits the tokens' groups, one that lists E too shares out the experts, any
+        other dim splits the experts' arrays.
 
     Raises:
       ScheduleError: for an unknown value, naming the nearest one.
@@ -37,7 +43,8 @@ class Schedule:
     block: int | None = None
     save: str = "all"
     target: str | None = None
-    mesh: Any = None
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None
+    axes: Mapping[str, str] | tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         _one_of("format", self.format, ("auto", *FORMATS))
@@ -47,10 +54,54 @@ class Schedule:
             raise ScheduleError(f"block={self.block}", fix="rows per block are 1 or more")
         if self.target is not None:
             target_named(self.target)
+        object.__setattr__(self, "axes", _rules(self.mesh, self.axes))
+
+    def mesh_axes(self) -> MeshAxes | None:
+        """The mesh as the passes know it; None for one device."""
+        if self.mesh is None:
+            return None
+        return MeshAxes(tuple(self.mesh.shape.items()), tuple(self.axes))  # type: ignore[arg-type]
+
+    def group_parts(self) -> int:
+        """How many equal parts the mesh needs of the groups of tokens."""
+        mesh = self.mesh_axes()
+        return mesh.devices(token_axes(mesh)) if mesh else 1
 
     def resolve_target(self) -> Target:
         """Returns the target that is meant, the default device's if none is named."""
         return target_named(self.target or jax.default_backend())
+
+
+def _rules(
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None, given: object
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Which dims each axis of the mesh splits: as given, else by the axis's name."""
+    axes = dict(given)  # type: ignore[call-overload]
+    if mesh is None:
+        if axes:
+            raise ScheduleError("axes are given and no mesh", fix="pass mesh= too")
+        return ()
+    if not isinstance(mesh, jax.sharding.Mesh | jax.sharding.AbstractMesh):
+        raise ScheduleError(f"mesh={mesh!r} is not a mesh", fix="make one with jax.make_mesh")
+    if mesh.size < 1:
+        raise ScheduleError(f"{mesh} has no devices", fix="every axis has one or more")
+    for axis in axes:
+        _one_of("axes", axis, mesh.axis_names)
+    for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True):
+        if kind != jax.sharding.AxisType.Auto:
+            raise ScheduleError(
+                f"the mesh axis {axis} is {kind.name.lower()}, not automatic",
+                fix="make the mesh with axis_types=(jax.sharding.AxisType.Auto, ...), one per axis",
+            )
+        if axis not in axes and axis not in DEFAULT_AXES:
+            raise ScheduleError(
+                f"nothing says what the mesh axis {axis} splits",
+                fix=f'pass axes={{"{axis}": "G"}}, or name it one of {", ".join(DEFAULT_AXES)}',
+            )
+    rules = {a: axes.get(a, DEFAULT_AXES.get(a, "")) for a in mesh.axis_names}
+    return tuple(
+        (a, tuple(d.split()) if isinstance(d, str) else tuple(d)) for a, d in rules.items()
+    )
 
 
 def _one_of(field: str, value: str, known: tuple[str, ...]) -> None:

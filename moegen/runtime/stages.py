@@ -17,6 +17,7 @@ from moegen.dsl.trace import Slot, TracedLayer
 from moegen.errors import LoweringError, did_you_mean
 from moegen.ir.program import Program
 from moegen.ir.text import format_program
+from moegen.passes.layout import Layout, make_layout
 from moegen.passes.partition import Parts, partition
 from moegen.passes.pipeline import STAGES, Plan, run_pipeline
 from moegen.runtime.saved import explain_saved
@@ -54,14 +55,29 @@ class Traced:
             chosen.append(choice)
             return choice.format, choice.block
 
+        mesh, owners = self.schedule.mesh_axes(), [slot.owner for slot in self.layer.slots]
+        layouts: list[Layout] = []
+
+        def layout(program: Program) -> Layout | None:
+            if mesh is not None:
+                layouts.append(make_layout(program, mesh, owners))
+            return layouts[0] if layouts else None
+
         plan = Plan(
-            mesh=self.schedule.mesh,
+            layout=layout,
             choose=choose,
             decide=lambda program, op: kernel_for(op, self.schedule.kernel, target),
             save=self.schedule.save,
         )
         stages = run_pipeline(self.program, plan)
-        return Lowered(self.layer.slots, stages, chosen[0], target, self.schedule.save)
+        return Lowered(
+            self.layer.slots,
+            stages,
+            chosen[0],
+            target,
+            self.schedule,
+            layouts[0] if layouts else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -73,14 +89,16 @@ class Lowered:
       stages: the program after each pass, by name.
       choice: the format that was taken and why.
       target: the device it was lowered for.
-      save: what the schedule asks to keep for the backward.
+      schedule: as it was asked for.
+      layout: where the inputs are on the schedule's mesh, or None for one device.
     """
 
     slots: tuple[Slot, ...]
     stages: dict[str, Program] = field(repr=False)
     choice: FormatChoice
     target: Target
-    save: str = "all"
+    schedule: Schedule
+    layout: Layout | None = None
 
     @property
     def program(self) -> Program:
@@ -99,9 +117,12 @@ class Lowered:
     def explain(self) -> str:
         """The program after each pass, each format's estimated cost, what the backward is kept."""
         parts = [f"// after {name}\n{format_program(p)}" for name, p in self.stages.items()]
+        parts += [f"// mesh: {note}\n" for note in (self.layout.notes if self.layout else ())]
         parts.append(f"// formats on {self.target.name}\n{self.choice.explain()}\n")
         stored = (self.choice.format, self.choice.block)
-        kept = explain_saved(self.stages["shard"], self.slots, *stored, self.save)
+        kept = explain_saved(
+            self.stages["differentiate"], self.slots, *stored, self.schedule.save, self.layout
+        )
         parts.append(f"// kept for the backward\n{kept}\n")
         return "\n".join(parts)
 
@@ -127,12 +148,23 @@ class Lowered:
         return self.emitted.source
 
     def compile(self) -> Compiled:
-        """Executes the emitted source; tracebacks show its lines."""
+        """Executes the emitted source; tracebacks show its lines.
+
+        Raises:
+          LoweringError: if the schedule's mesh is abstract.
+        """
+        if isinstance(self.schedule.mesh, jax.sharding.AbstractMesh):
+            raise LoweringError(
+                f"@{self.program.name}: {self.schedule.mesh} has no devices to run on",
+                fix="make the mesh with jax.make_mesh",
+            )
         source = self.source()
         digest = hashlib.sha256(source.encode()).hexdigest()[:12]
         filename = f"<moegen {self.program.name} {digest}>"
         linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
         namespace: dict[str, Any] = {"__name__": f"moegen_{digest}", **self.emitted.functions}
+        if self.schedule.mesh is not None:
+            namespace["mesh"] = self.schedule.mesh
         exec(compile(source, filename, "exec"), namespace)
         names = tuple(n for n, _ in self.program.outputs)
         return Compiled(namespace["layer"], jax.jit(namespace["layer"]), self.slots, names)

@@ -10,7 +10,6 @@ import pytest
 import moegen as mg
 from moegen.errors import (
     DtypeError,
-    LoweringError,
     RecompileError,
     ScheduleError,
     ShapeError,
@@ -164,9 +163,9 @@ def test_wrong_dtype_for_an_f32_expert():
         mg.compile(ROUTER, single)(PARAMS, X.astype(jnp.bfloat16))
 
 
-def test_a_mesh_is_refused():
-    with pytest.raises(LoweringError, match="a mesh is given"):
-        mg.compile(ROUTER, scaled, mg.Schedule(mesh="four devices")).lower(PARAMS, X)
+def test_a_mesh_is_jax_s_own():
+    with pytest.raises(ScheduleError, match="mesh='four devices' is not a mesh"):
+        mg.Schedule(mesh="four devices")
 
 
 def test_unknown_format():

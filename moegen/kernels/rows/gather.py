@@ -161,8 +161,14 @@ def group_draws(
     stream: int,
     shape: tuple[int, ...],
     dtype: jax.typing.DTypeLike,
+    axes: str | tuple[str, ...] = (),
 ) -> jax.Array:
-    """Draws for [G, ...], each group from its own key: the same on any number of devices."""
+    """Draws for [G, ...], each group from its own key: the same on any number of devices.
+
+    With mesh axes, G counts the groups of this device, and keys are those of all devices' groups.
+    """
     key = jax.random.fold_in(key, stream)
-    keys = jax.vmap(lambda group: jax.random.fold_in(key, group))(jnp.arange(shape[0]))
+    first = jax.lax.axis_index(axes) * shape[0] if axes else 0
+    groups = first + jnp.arange(shape[0])
+    keys = jax.vmap(lambda group: jax.random.fold_in(key, group))(groups)
     return jax.vmap(lambda one: sample(one, shape[1:], dtype))(keys)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moegen.ir.builder import Builder
+from moegen.ir.placement import placed_dims
 from moegen.ir.program import Op, Operand, Program, Value
-from moegen.ir.types import CAPACITY, EXPERT, TOKEN
+from moegen.ir.types import CAPACITY, EXPERT, TOKEN, placement_of
 from moegen.passes.formats.common import Stores, dims_of, dtype_of, lower_routes, weight_if_used
 from moegen.passes.formats.numbered import slot_numbers
 
@@ -116,7 +117,9 @@ class Dense:
 
     def kept(self, b: Builder, op: Op) -> Value:
         """Everything has a weight."""
-        return b.one("full", True, dims=dims_of(self.weight), dtype="bool", hint=op.result.name)
+        dims = dims_of(self.weight)
+        where = placed_dims(dims, placement_of(self.weight.type)) or None
+        return b.one("full", True, dims=dims, dtype="bool", placed=where, hint=op.result.name)
 
     def _like(self, b: Builder, rows: Operand) -> Value:
         dtype = dtype_of(rows)

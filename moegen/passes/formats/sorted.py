@@ -19,9 +19,9 @@ from moegen.ir import registry
 from moegen.ir.builder import Builder
 from moegen.ir.program import Op, Operand, Program, Value
 from moegen.ir.text import format_op
-from moegen.ir.types import CAPACITY, EXPERT, GROUP, Tensor
+from moegen.ir.types import CAPACITY, EXPERT, GROUP, Tensor, placement_of
 from moegen.ops.rows import ROWS
-from moegen.passes.formats.common import Stores, lower_routes
+from moegen.passes.formats.common import Stores, lower_routes, refused
 from moegen.passes.formats.numbered import NumberedChoices
 
 SLOT_DIMS = frozenset((GROUP, EXPERT, CAPACITY))
@@ -56,6 +56,9 @@ def to_sorted(program: Program, block: int = 1) -> Program:
 
 def _store_choices(b: Builder, op: Op, block: int) -> tuple[NumberedChoices, Value]:
     """Numbers the rows; returns the route and the number of rows of each expert."""
+    if placement_of(op.result.type):
+        raise refused(op, "the rows of a mesh's devices are no single sorted list; "
+                      'use Schedule(format="slots") or "onehot"')  # fmt: skip
     weight, expert, *priority = op.inputs
     position = b.one("positions", expert, *priority, hint="position")
     row, sizes = b.emit("row_numbers", expert, position, block=block, hints=("row", "sizes"))

@@ -41,6 +41,7 @@ class Case:
       returns: what is returned, if not the results of the op.
       derivative: whether it has a derivative rule.
       draws: random float inputs are drawn from this range.
+      mesh: sizes of mesh axes, if the op moves values.
     """
 
     op: str
@@ -57,6 +58,7 @@ class Case:
     returns: Sequence[str] = ()
     derivative: bool = True
     draws: tuple[float, float] = (0.3, 1.7)
+    mesh: Mapping[str, int] = field(default_factory=dict)
 
     def text(self, line: str | None = None, bad: bool = False) -> str:
         """The program as text; with another line in place of the op's."""
@@ -71,7 +73,9 @@ class Case:
         ]
         returned = self.returns or [f"r{i}" for i in range(len(self.out))]
         ends = "return " + ", ".join(f"out{i}=%{r}" for i, r in enumerate(returned))
-        return "\n".join([f"moe @case dims({dims}) ({inputs}) {{", *body, ends, "}"])
+        mesh = ", ".join(f"{n}={s}" for n, s in self.mesh.items())
+        head = f"moe @case dims({dims}){mesh and f' mesh({mesh})'} ({inputs}) {{"
+        return "\n".join([head, *body, ends, "}"])
 
     def program(self) -> Program:
         """The worked example as a program."""
@@ -525,4 +529,38 @@ CALL = [
     ),
 ]  # fmt: skip
 
-CASES = {c.op: c for c in (*UNARY, *BINARY, *REDUCE, *SHAPE, *RANDOM, *ROUTING, *GROUPED, *CALL)}
+_M = {"G": 2, "E": 2}
+_ONE = {"m": 1}
+_SPLIT = {"x": ("f32[G@m, E]", [[1.0, 2.0], [3.0, 4.0]])}
+_OWED = ['%p: f32[E] partial@m = sum(%x, over="G")']
+MESH = [
+    Case(
+        "all_to_all", '%x, axes=("m",), join="G", split="E"', _M, _SPLIT, ["f32[G, E@m]"],
+        [[[1.0, 2.0], [3.0, 4.0]]], mesh=_ONE,
+        refused='%x, axes=("m",), join="E", split="G"', match="E does not end with m",
+    ),
+    Case(
+        "all_gather", '%x, axes=("m",), over="G"', _M, _SPLIT, ["f32[G, E]"],
+        [[[1.0, 2.0], [3.0, 4.0]]], mesh=_ONE,
+        refused='%x, axes=("n",), over="G"', match="G@m does not end with n",
+    ),
+    Case(
+        "take_part", '%x, axes=("m",), over="E"', _M, {"x": ("f32[G, E]", [[1.0, 2.0]] * 2)},
+        ["f32[G, E@m]"], [[[1.0, 2.0]] * 2], mesh=_ONE,
+        refused='%s, axes=("m",), over="E"', match="the mesh axis m appears twice",
+        bad={"s": "f32[G@m, E]"},
+    ),
+    Case(
+        "psum", '%p, axes=("m",)', _M, _SPLIT, ["f32[E]"], [[4.0, 6.0]], mesh=_ONE, setup=_OWED,
+        refused='%x, axes=("m",)', match="G@m owes no sum over m",
+    ),
+    Case(
+        "reduce_scatter", '%p, axes=("m",), over="E"', _M, _SPLIT, ["f32[E@m]"], [[4.0, 6.0]],
+        mesh=_ONE, setup=_OWED,
+        refused='%x, axes=("m",), over="E"', match="owes no sum over m",
+    ),
+]  # fmt: skip
+
+CASES = {
+    c.op: c for c in (*UNARY, *BINARY, *REDUCE, *SHAPE, *RANDOM, *ROUTING, *GROUPED, *CALL, *MESH)
+}

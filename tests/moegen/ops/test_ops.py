@@ -136,7 +136,15 @@ def emitted(program):
     run = emit_function(e, "run", [e.name(v) for v in program.inputs], program.ops, returns)
     namespace = dict(e.functions)
     exec(emit_module(e, [run], "One op.", ""), namespace)
-    return namespace["run"]
+    return on_mesh(namespace["run"], program.mesh) if program.mesh else namespace["run"]
+
+
+def on_mesh(run, axes):
+    """A mesh of one device: moves run, and change nothing."""
+    names, sizes = zip(*axes, strict=True)
+    mesh = jax.make_mesh(sizes, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
+    everywhere = jax.sharding.PartitionSpec()
+    return jax.shard_map(run, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)
 
 
 def test_emitted_form(case):

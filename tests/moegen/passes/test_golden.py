@@ -11,6 +11,7 @@ from moegen.passes.canonicalize import canonicalize
 from moegen.passes.choose_format import choose_format
 from moegen.passes.differentiate import differentiate
 from moegen.passes.fuse import fuse
+from moegen.passes.layout import MeshAxes, make_layout
 from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import select_kernels
@@ -35,6 +36,17 @@ def saving(run):
     return lambda p: run(p, "least")
 
 
+ON_MESH = MeshAxes(
+    (("data", 1), ("expert", 2), ("model", 5)),
+    (("data", ("G",)), ("expert", ("G", "E")), ("model", ("F",))),
+)
+
+
+def sharded(p):
+    """The layer on a mesh of 1 x 2 x 5 devices: rows go to experts, hidden units are split."""
+    return shard(p, make_layout(p, ON_MESH, ["layer", "router", "expert", "expert"]))
+
+
 CASES = [  # one file is the result of a pass and the input of the next
     ("folds", canonicalize, "folds.canonicalize"),
     ("loss", differentiate, "loss.differentiate"),
@@ -43,6 +55,8 @@ CASES = [  # one file is the result of a pass and the input of the next
     ("layer.differentiate", formatted("onehot"), "layer.onehot"),
     ("layer.differentiate", formatted("slots"), "layer.slots"),
     ("layer.differentiate", formatted("sorted", block=2), "layer.sorted"),
+    ("layer.differentiate", sharded, "layer.shard"),
+    ("layer.shard", formatted("slots"), "layer.shard.slots"),
     ("layer.onehot", fuse, "layer.onehot.fuse"),
     ("layer.slots", fuse, "layer.slots.fuse"),
     ("layer.sorted", fuse, "layer.sorted.fuse"),

@@ -179,7 +179,9 @@ def test_residuals_are_what_the_backward_reads():
 
 # --- the pipeline -----------------------------------------------------------------------
 
-PLAN = Plan(None, lambda program: ("slots", 1), lambda program, op: KernelChoice("xla"))
+PLAN = Plan(
+    lambda program: None, lambda program: ("slots", 1), lambda program, op: KernelChoice("xla")
+)
 
 
 def test_stages_come_in_order():

@@ -13,16 +13,7 @@ from moegen.passes.choose_format import choose_format
 from moegen.passes.differentiate import differentiate
 from moegen.passes.fuse import fuse
 from moegen.passes.select_kernels import KernelChoice, select_kernels
-from moegen.passes.shard import shard
 from tests.moegen.programs import lowered, random_inputs, traced
-
-
-def test_shard_refuses_a_mesh():
-    with pytest.raises(LoweringError, match="sharding is not implemented") as caught:
-        shard(traced().program, "4 devices")
-    assert "Schedule(mesh=None)" in caught.value.fix
-    with pytest.raises(LoweringError, match="sharding is not implemented"):
-        traced(mesh="4 devices").lower()
 
 
 def test_differentiate_twice():

@@ -171,7 +171,7 @@ def check_lowered(lowered: Lowered, arrays: Sequence[Any], want: Any, form: str)
     parts = lowered.parts
     further = {"primal": parts.primal, "forward": parts.forward, "backward": parts.backward}
     check_text({**lowered.stages, **further})
-    saving = ("reassociate", "rematerialize") if lowered.save == "least" else ()
+    saving = ("reassociate", "rematerialize") if lowered.schedule.save == "least" else ()
     for stage in (*saving, "choose_format", "fuse", "select_kernels"):
         got = interpret(lowered.stages[stage], *arrays)
         close(got[0], outputs, f"{form}, interpreted after {stage}")
