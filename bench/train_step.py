@@ -71,7 +71,8 @@ def dense_of_equal_flops(model: ModelConfig) -> ModelConfig:
         raise ValueError("the model is dense already; fix: give one with moe=")
     sparse = len(moe.layers)
     hidden = (model.depth - sparse) * model.mlp_dim
-    hidden += sparse * (moe.router.k * model.mlp_dim + moe.num_experts / 2)
+    per_token = moe.router.k * (moe.mlp_dim or model.mlp_dim)
+    hidden += sparse * (per_token + moe.num_experts / 2)
     return replace(model, moe=None, mlp_dim=round(hidden / model.depth))
 
 

@@ -36,7 +36,8 @@ def init_block(config: ModelConfig, index: int, key: jax.Array) -> Params:
         "LayerNorm_1": init_layer_norm(width),
     }
     if config.is_sparse(index):
-        params["Moe"] = init_moe(named_key(key, "Moe"), config.moe, width, config.mlp_dim)
+        hidden = config.moe.mlp_dim or config.mlp_dim
+        params["Moe"] = init_moe(named_key(key, "Moe"), config.moe, width, hidden)
     else:
         params["Mlp"] = init_mlp(named_key(key, "Mlp"), width, config.mlp_dim)
     return params

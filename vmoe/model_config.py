@@ -77,6 +77,7 @@ class MoEConfig:
 
     Attributes:
       num_experts: experts per MoE block.
+      mlp_dim: hidden features of an expert; None: those of the dense blocks.
       layers: indices of the blocks whose MLP is replaced, counted from 0.
       group_images: images whose tokens compete for the same buffers (8 in the paper); each
         with its copies, where there is an ensemble.
@@ -90,6 +91,7 @@ class MoEConfig:
     """
 
     num_experts: int = 8
+    mlp_dim: int | None = None
     layers: tuple[int, ...] = (1, 3)
     group_images: int = 8
     ensemble_size: int = 1
@@ -196,6 +198,8 @@ def _divides(config: ModelConfig) -> None:
 def _validate_moe(moe: MoEConfig, depth: int) -> None:
     for name in ("num_experts", "group_images", "ensemble_size"):
         _at_least_one(f"moe.{name}", getattr(moe, name))
+    if moe.mlp_dim is not None:
+        _at_least_one("moe.mlp_dim", moe.mlp_dim)
     _rate("moe.dropout", moe.dropout)
     _one_of("moe.format", moe.format, FORMATS)
     if moe.format == "sorted" and moe.dropout:

@@ -40,16 +40,24 @@ class TrainState(NamedTuple):
 
 def init_state(config: TrainConfig, image_shape: tuple[int, int, int]) -> TrainState:
     """The state before the first step, drawn from config.seed."""
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    keys = jax.random.split(jax.random.key(config.seed))
+    return _compiled_draw(_of_a_step(config), tuple(image_shape))(*keys)
 
-    def draw() -> TrainState:
+
+@cache
+def _compiled_draw(
+    config: TrainConfig, image_shape: tuple[int, int, int]
+) -> Callable[[jax.Array, jax.Array], TrainState]:
+    """The state as a function of the keys: drawing weights takes seconds to compile."""
+
+    def draw(init_key: jax.Array, step_key: jax.Array) -> TrainState:
         params = model.init(config.model, init_key, image_shape)
         opt_state = make_optimizer(config.optim, config.steps).init(params)
         return TrainState(
             jnp.zeros((), jnp.int32), params, opt_state, jax.random.key_data(step_key)
         )
 
-    return jax.jit(draw)()
+    return jax.jit(draw)
 
 
 TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metrics]]
@@ -62,11 +70,14 @@ def make_train_step(config: TrainConfig) -> TrainStep:
     a checkpoint bit for bit as it would have. Configs that differ in nothing a step computes
     share one compiled step.
     """
-    return _compiled_step(
-        replace(
-            config, seed=0, workdir="", log_every=1, eval_every=0,
-            data=DataConfig(), checkpoint=CheckpointConfig(),
-        )
+    return _compiled_step(_of_a_step(config))
+
+
+def _of_a_step(config: TrainConfig) -> TrainConfig:
+    """The config with nothing left that changes no step."""
+    return replace(
+        config, seed=0, workdir="", log_every=1, eval_every=0,
+        data=DataConfig(), checkpoint=CheckpointConfig(),
     )  # fmt: skip
 
 

@@ -1,0 +1,167 @@
+"""Trains an arm: chooses its learning rate, then one run per seed, each with its predictions."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench.papers.jobs import Job, Report, silent
+from bench.papers.predict import log_probabilities
+from bench.papers.protocol import Settings, train_config
+from bench.papers.store import Store
+from vmoe.config import TrainConfig
+from vmoe.data.idx import load_idx
+from vmoe.data.images import Images
+from vmoe.data.pipeline import training_batches
+from vmoe.errors import RunError
+from vmoe.state import init_state, make_train_step
+
+SEPARATOR = "/"
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images of the protocol: to train on, to choose a learning rate on, to test on."""
+
+    train: Images
+    held_out: Images
+    test: Images
+
+
+def load(path: str, settings: Settings) -> Data:
+    """Reads the IDX files in a folder.
+
+    Raises:
+      UserError: if one is missing or damaged.
+      ValueError: if there are too few images.
+    """
+    images, test = load_idx(path)
+    first, second = settings.train_images, settings.train_images + settings.held_out
+    if len(images) < second:
+        raise ValueError(
+            f"--data: {path} has {len(images)} training images, the protocol takes {second}; "
+            "fix: the folder of Fashion-MNIST"
+        )
+    held_out = Images(images.images[first:second], images.labels[first:second], images.num_classes)
+    return Data(images.first(first), held_out, test.first(settings.test_images))
+
+
+def jobs(arm: str, store: Store, data: Data, settings: Settings) -> Iterator[Job]:
+    """What an arm still lacks: trial runs for its learning rate, then the runs of the seeds."""
+    cost = 3 * settings.steps * settings.batch_size  # a backward counts as two forwards
+    missing = [s for s in settings.seeds if not store.has(run_name(arm, s))]
+    if not missing:
+        return
+    for rate in settings.learning_rates:
+        if not store.has(trial_name(arm, rate)):
+            yield Job(
+                trial_name(arm, rate), cost,
+                lambda report, rate=rate: _trial(arm, rate, store, data, settings, report),
+            )  # fmt: skip
+    for start in range(0, len(missing), settings.together):
+        seeds = missing[start : start + settings.together]
+        name = f"runs/{arm}, seeds {', '.join(map(str, seeds))}"
+        yield Job(
+            name, cost * len(seeds),
+            lambda report, seeds=seeds: _runs(arm, seeds, store, data, settings, report),
+        )  # fmt: skip
+
+
+def run_name(arm: str, seed: int) -> str:
+    """Where the store has a run."""
+    return f"runs/{arm}-seed{seed}"
+
+
+def trial_name(arm: str, rate: float) -> str:
+    """Where the store has a trial of a learning rate."""
+    return f"trials/{arm}-lr{rate:g}"
+
+
+def learning_rate(arm: str, store: Store, settings: Settings) -> float:
+    """The rate whose trial was better on the held-out images; the smaller one at a tie."""
+    scores = {r: store.read(trial_name(arm, r))["accuracy"] for r in settings.learning_rates}
+    return max(sorted(scores), key=lambda rate: scores[rate])
+
+
+def params_of(arm: str, seed: int, store: Store) -> Any:
+    """The trained weights of a run."""
+    tree: dict[str, Any] = {}
+    for path, value in store.arrays(run_name(arm, seed)).items():
+        kind, *keys = path.split(SEPARATOR)
+        if kind == "params":
+            node = tree
+            for key in keys[:-1]:
+                node = node.setdefault(key, {})
+            node[keys[-1]] = jnp.asarray(value)
+    return tree
+
+
+def train(
+    config: TrainConfig, images: Images, seeds: Sequence[int], report: Report = silent
+) -> list[Any]:
+    """The trained weights of each seed, all seeds in one program.
+
+    Vmoe's own step on its own batches; without its working folder, whose checkpoints and events
+    would take longer than these runs.
+
+    Raises:
+      RunError: if a loss is not finite.
+    """
+    own = [replace(config, seed=seed) for seed in seeds]
+    streams = [training_batches(images, c.data, c.seed) for c in own]
+    state = _stacked([init_state(c, images.shape) for c in own])
+    step = jax.jit(jax.vmap(make_train_step(config)), donate_argnums=0)
+    for number in range(1, config.steps + 1):
+        state, metrics = step(state, _stacked([next(stream) for stream in streams]))
+        if number % 50 == 0 or number == config.steps:
+            losses = np.asarray(metrics["loss"])
+            if not np.isfinite(losses).all():
+                raise RunError(f"step {number}: loss {losses} of seeds {list(seeds)}")
+            report(f"step {number}/{config.steps}  loss {losses.mean():.4f}", number / config.steps)
+    return [jax.tree.map(lambda leaf, n=n: leaf[n], state.params) for n in range(len(own))]
+
+
+def _trial(
+    arm: str, rate: float, store: Store, data: Data, settings: Settings, report: Report
+) -> None:
+    config = train_config(arm, rate, settings.tuning_seed, settings)
+    (params,) = train(config, data.train, [settings.tuning_seed], report)
+    found, _ = log_probabilities(config.model, params, data.held_out.images, settings.eval_batch)
+    right = np.argmax(found, -1) == data.held_out.labels
+    store.write(trial_name(arm, rate), {"accuracy": float(np.mean(right)), "images": len(right)})
+
+
+def _runs(
+    arm: str, seeds: list[int], store: Store, data: Data, settings: Settings, report: Report
+) -> None:
+    rate = learning_rate(arm, store, settings)
+    config = train_config(arm, rate, seeds[0], settings)
+    start = time.perf_counter()
+    trained = train(config, data.train, seeds, report)
+    seconds = (time.perf_counter() - start) / len(seeds)
+    for seed, params in zip(seeds, trained, strict=True):
+        found, dropped = log_probabilities(
+            config.model, params, data.test.images, settings.eval_batch
+        )
+        numbers = {
+            "arm": arm, "seed": seed, "learning_rate": rate, "train_seconds": seconds,
+            "accuracy": float(np.mean(np.argmax(found, -1) == data.test.labels)),
+            "dropped": dropped,
+        }  # fmt: skip
+        store.write(run_name(arm, seed), numbers, _flat(params) | {"log_probabilities": found})
+
+
+def _flat(params: Any) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {
+        SEPARATOR.join(("params", *(str(key.key) for key in path))): np.asarray(leaf)
+        for path, leaf in leaves
+    }
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
