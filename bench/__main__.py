@@ -4,9 +4,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import budget, kernels, layer, train_step
+from bench import budget, kernels, layer, papers, train_step
 
-SUITES = {"budget": budget, "kernels": kernels, "layer": layer, "train_step": train_step}
+SUITES = {
+    "budget": budget,
+    "kernels": kernels,
+    "layer": layer,
+    "papers": papers,
+    "train_step": train_step,
+}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,9 +6,9 @@ classified at capacity factors C of 0.1 to 2, served in token order (vanilla), l
 not favour the first images of a group".
 
 Primary: the mean over C = 0.1, 0.2, 0.3, 0.5, 0.7 of accuracy(bpr) - accuracy(vanilla).
-Secondary: the same of bpr - random and random - vanilla; each C alone; equivalence of bpr and vanilla
-at C = 2 within 0.1 points; the share of choices dropped; the share of predictions that flip when the
-test images are batched in another order, at C = 0.5 and 1.
+Secondary: the same of bpr - random and random - vanilla; each C alone; equivalence of bpr and
+vanilla at C = 2 within 0.1 points; the share of choices dropped; the share of predictions that flip
+when the test images are batched in another order, at C = 0.5 and 1.
 
 Source: arXiv:2106.05974, section 4.1 (figure 4 there).
 """
@@ -23,6 +23,7 @@ from bench.papers import arms
 from bench.papers.jobs import Job, Report
 from bench.papers.predict import Inputs, log_probabilities
 from bench.papers.protocol import Settings, train_config
+from bench.papers.scores import Comparison, compared
 from bench.papers.store import Store
 from vmoe.config import TrainConfig
 from vmoe.evaluate import with_capacity
@@ -106,3 +107,59 @@ def _curve(
         points.append({name: float(value) for name, value in point.items()})
         report(f"capacity {capacity}", (number + 1) / len(CAPACITIES))
     store.write(curve_name(order, seed), {"order": order, "seed": seed, "points": points})
+
+
+def comparisons(store: Store, data: arms.Data, settings: Settings) -> list[Comparison]:
+    """Between the orders, where all curves are there; at low capacity together, then at each."""
+    if not _complete(store, settings):
+        return []
+    curves = {order: _accuracies(order, store, settings) for order in ORDERS}
+    low = {o: [np.mean([a[c] for c in LOW]) for a in curves[o]] for o in ORDERS}
+    pairs = (("bpr", "vanilla"), ("bpr", "random"), ("random", "vanilla"))
+    found = [
+        compared(
+            f"{first} - {second}, mean over low C", "accuracy", low[first], low[second],
+            "bpr: accuracy at low capacity" if second == "vanilla" and first == "bpr" else None,
+        )
+        for first, second in pairs
+    ]  # fmt: skip
+    for c in CAPACITIES:
+        first, second = ([a[c] for a in curves[order]] for order in ("bpr", "vanilla"))
+        found.append(compared(f"bpr - vanilla, C = {c:g}", "accuracy", first, second))
+    return found
+
+
+def table(store: Store, data: arms.Data, settings: Settings) -> list[list[str]]:
+    """Mean accuracy in percent, and shares dropped and flipped, by capacity."""
+    head = [
+        "C",
+        *(f"{order} {what}" for what in ("accuracy", "dropped", "flipped") for order in ORDERS),
+    ]
+    if not _complete(store, settings):
+        return [head]
+    lines = [head]
+    for number, capacity in enumerate(CAPACITIES):
+        line = [f"{capacity:g}"]
+        for what in ("accuracy", "dropped", "flipped"):
+            for order in ORDERS:
+                points = [_points(order, s, store)[number] for s in settings.seeds]
+                known = [point[what] for point in points if what in point]
+                line.append(f"{100 * np.mean(known):.2f}" if known else "")
+        lines.append(line)
+    return lines
+
+
+def _complete(store: Store, settings: Settings) -> bool:
+    return all(store.has(curve_name(o, s)) for o in ORDERS for s in settings.seeds)
+
+
+def _points(order: str, seed: int, store: Store) -> list[dict[str, float]]:
+    return store.read(curve_name(order, seed))["points"]  # type: ignore[no-any-return]
+
+
+def _accuracies(order: str, store: Store, settings: Settings) -> list[dict[float, float]]:
+    """Percent by capacity, for each seed."""
+    return [
+        {point["capacity"]: 100.0 * point["accuracy"] for point in _points(order, seed, store)}
+        for seed in settings.seeds
+    ]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-
 Report = Callable[[str, float], None]
 """Takes what to show of the job under way, and the share of it that is done."""
 

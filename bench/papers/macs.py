@@ -35,12 +35,8 @@ def _of(jaxpr: Any) -> int:
 
 def _inner(params: dict[str, Any]) -> list[Any]:
     """The programs that an operation calls."""
-    found = []
-    for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if hasattr(getattr(item, "jaxpr", item), "eqns"):
-                found.append(item)
-    return found
+    values = (v if isinstance(v, (tuple, list)) else (v,) for v in params.values())
+    return [i for items in values for i in items if hasattr(getattr(i, "jaxpr", i), "eqns")]
 
 
 def _dot(equation: Any) -> int:

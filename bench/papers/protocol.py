@@ -1,17 +1,18 @@
 """What was fixed before anything was run: images, models, training, seeds, tests.
 
-Images: Fashion-MNIST. Every run trains on the first 6,000 training images, is tested on all 10,000
-test images, and a learning rate is chosen on training images 6,000 to 6,999, which no run trains on.
+Images: Fashion-MNIST. Every run trains on the first 6,000 training images and is tested on all
+10,000 test images; a learning rate is chosen on training images 6,000 to 6,999, which no run trains
+on.
 
 Models: ViT of width 64, 4 blocks, MLPs of 256, 4 heads, patches of 7 pixels (16 tokens an image),
 learned positions, mean pooling. Sparse ones have 8 experts in blocks 1 and 3, groups of 8 images,
 noise 1, importance and load loss 0.005, capacity factor 1.05 in training and testing, rounded up to
 whole slots but not to a multiple of four, so that what is counted is what is executed.
 
-Training: Adam, batches of 64, 750 steps (8 epochs: undertrained on purpose), 50 of them warmup, then
-cosine to 0; gradients clipped at norm 1; no weight decay, no dropout, no augmentation. Each arm has
-the learning rate, of 0.001 and 0.003, that is better on the held-out images in one run with seed
-1000, which is no seed of the comparison; a tie goes to the smaller.
+Training: Adam, batches of 64, 750 steps (8 epochs: undertrained on purpose), 50 of them warmup,
+then cosine to 0; gradients clipped at norm 1; no weight decay, no dropout, no augmentation. Each
+arm has the learning rate, of 0.001 and 0.003, that is better on the held-out images in one run with
+seed 1000, which is no seed of the comparison; a tie goes to the smaller.
 
 Seeds 0 to 7, paired: a seed decides the order of images, the weights and the noise, and arms of one
 seed see the same batches in the same order. Weights of the same name and shape are the same.
