@@ -95,18 +95,22 @@ def epilogue(e: Emitter, op: Op, product: str, extra: tuple[Any, ...]) -> list[s
     if "epilogue" not in op.attr:
         return [f"{e.name(op.result)} = {product}"]
     want = dims_of(op.results[0])
+    texts = epilogue_texts(e, op, [e.aligned(v, want) for v in extra])
+    lines = [f"{e.name(value)} = {text}" for value, text in zip(op.results, texts, strict=True)]
+    return [f"acc = {product}", *lines]
+
+
+def epilogue_texts(e: Emitter, op: Op, extra: list[str]) -> list[str]:
+    """The expressions of an epilogue over `acc` and these operands, one per result."""
 
     def leaf(name: str) -> str:
-        return str(operand_named(name, "acc", [e.aligned(v, want) for v in extra]))
+        return str(operand_named(name, "acc", extra))
 
     def apply(name: str, args: list[Any], attrs: dict[str, Any]) -> str:
         texts = [literal(a) if isinstance(a, Literal) else a for a in args]
         return apply_op(e, name, texts, attrs)
 
-    lines = [f"acc = {product}"]
-    for value, text in zip(op.results, op.attr["epilogue"], strict=True):
-        lines.append(f"{e.name(value)} = {walk(text, leaf, apply)}")
-    return lines
+    return [walk(text, leaf, apply) for text in op.attr["epilogue"]]
 
 
 def _atomic(text: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import keyword
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,8 @@ _RESERVED = frozenset(
 )
 _COMMENT_COLUMN = 78
 _CALLEE = "fn_"
+_KERNELS = "moegen.kernels."
+_ALWAYS = ("import jax", "import jax.numpy as jnp")
 
 Template = Callable[["Emitter", Op], "list[str]"]
 """Writes the statements of one op."""
@@ -136,10 +140,10 @@ def emit_function(
 def emit_module(emitter: Emitter, functions: Sequence[str], doc: str, tail: str) -> str:
     """Puts docstring, imports, dims, kernels and functions together."""
     callees = with_callees(emitter.helpers)
-    own = [line for line in emitter.imports if line != "import functools"]
-    std = dict.fromkeys((*_std_imports(callees), *(i for i in emitter.imports if i not in own)))
-    imports = [*std, "import jax", "import jax.numpy as jnp", *own]
-    needed = [f"# {n}: a local function of the router or expert" for n in emitter.functions]
+    needed = dict.fromkeys((*_kernel_imports(callees), *emitter.imports))
+    std = [line for line in needed if line.split()[1].split(".")[0] in sys.stdlib_module_names]
+    imports = [*std, *_ALWAYS, *(line for line in needed if line not in std)]
+    local = [f"# {n}: a local function of the router or expert" for n in emitter.functions]
     dims = [f"{n} = {size}" for n, size in emitter.program.dims]
     if emitter.parts:
         dims += ["# parts on one device", *(f"{n} = {s}" for n, s in emitter.parts.items())]
@@ -147,7 +151,7 @@ def emit_module(emitter: Emitter, functions: Sequence[str], doc: str, tail: str)
     parts = [
         f'"""{doc}"""',
         "\n".join(imports),
-        "\n".join(["# dims", *dims, *needed]),
+        "\n".join(["# dims", *dims, *local]),
         *helpers,
         *functions,
         tail,
@@ -155,11 +159,22 @@ def emit_module(emitter: Emitter, functions: Sequence[str], doc: str, tail: str)
     return "\n\n\n".join(parts) + "\n"
 
 
-def _std_imports(helpers: Sequence[Callable[..., Any]]) -> list[str]:
-    """Imports of the standard library that the kernels need."""
-    text = "".join(inspect.getsource(h) for h in helpers)
-    lines = {"functools.": "import functools", "Callable[": "from collections.abc import Callable"}
-    return [line for use, line in lines.items() if use in text]
+def _kernel_imports(helpers: Sequence[Callable[..., Any]]) -> list[str]:
+    """The imports of the kernels' own files that the kernels use; jax and jnp are there anyway."""
+    lines: dict[str, None] = {}
+    for helper in helpers:
+        used = {
+            n.id for n in ast.walk(ast.parse(inspect.getsource(helper))) if isinstance(n, ast.Name)
+        }
+        for node in ast.parse(inspect.getsource(sys.modules[helper.__module__])).body:
+            if isinstance(node, ast.Import | ast.ImportFrom) and not _own(node):
+                node.names = [a for a in node.names if (a.asname or a.name.split(".")[0]) in used]
+                lines.update({ast.unparse(node): None} if node.names else {})
+    return [line for line in lines if line not in _ALWAYS]
+
+
+def _own(node: ast.Import | ast.ImportFrom) -> bool:
+    return isinstance(node, ast.ImportFrom) and str(node.module).startswith("moegen.")
 
 
 def with_callees(helpers: dict[str, Callable[..., Any]]) -> list[Callable[..., Any]]:
@@ -169,7 +184,7 @@ def with_callees(helpers: dict[str, Callable[..., Any]]) -> list[Callable[..., A
     def visit(function: Callable[..., Any]) -> None:
         for called in function.__code__.co_names:
             other = function.__globals__.get(called)
-            if inspect.isfunction(other) and other.__module__ == function.__module__:
+            if inspect.isfunction(other) and other.__module__.startswith(_KERNELS):
                 visit(other)
         ordered.setdefault(function.__name__, function)
 

@@ -14,12 +14,14 @@ from moegen.backends.expressions import (
     epilogue,
     tensor_dtype,
 )
+from moegen.backends.grouped import table
+from moegen.backends.grouped.common import experts_first
 from moegen.backends.source import Emitter, Template, aligned, dims_of
 from moegen.errors import LoweringError
 from moegen.ir.program import Op, Value
 from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, TOKEN, Tensor, placement_of
 from moegen.kernels import activations, parts
-from moegen.kernels.grouped_dot import blocks, ragged, runs
+from moegen.kernels.grouped_dot import blocks
 from moegen.kernels.rows import gather
 from moegen.ops.call import resolve
 from moegen.ops.linalg import einsum_spec
@@ -27,16 +29,17 @@ from moegen.ops.named import dims_tuple
 from moegen.ops.rows import ROWS, slot_rank
 
 SLOTS = (EXPERT, GROUP, CAPACITY)
-TEMPLATES: dict[str, Template] = dict.fromkeys(EXPRESSIONS, elementwise) | collectives.TEMPLATES
+TEMPLATES: dict[str, Template] = {
+    **dict.fromkeys(EXPRESSIONS, elementwise),
+    **collectives.TEMPLATES,
+    **table.TEMPLATES,
+}
 KERNEL_NAMES = frozenset(
     name
-    for module in (activations, blocks, gather, parts, ragged, runs)
+    for module in (activations, blocks, gather, parts, *table.MODULES)
     for name, _ in inspect.getmembers(module, inspect.isfunction)
 )
 """Names of kernel functions, which values in the source must not take."""
-GROUPED_DOTS = {"blocks": blocks.grouped_dot_blocks, "runs": runs.grouped_dot_runs}
-GROUPED_OUTERS = {"blocks": blocks.grouped_outer_blocks, "runs": runs.grouped_outer_runs}
-"""Kernels that keep to blocks of rows, by the name that select_kernels gives."""
 
 
 def template(name: str) -> Callable[[Template], Template]:
@@ -203,44 +206,6 @@ def _dot(e: Emitter, op: Op) -> list[str]:
     return epilogue(e, op, f'jnp.einsum("{spec}", {e.name(a)}, {e.name(b)})', tuple(extra))
 
 
-@template("grouped_dot")
-def _grouped_dot(e: Emitter, op: Op) -> list[str]:
-    rows, weights, sizes, *extra = op.inputs
-    out = dims_of(op.results[0])
-    if op.attr["kernel"] == "ragged_dot":
-        product = _ragged_dot(e, op, rows, weights, sizes)
-    else:
-        spec = einsum_spec(dims_of(rows), _without(dims_of(weights), EXPERT), out)
-        call = e.use(GROUPED_DOTS[op.attr["kernel"]])
-        args = f"{e.name(rows)}, {_lead(e, weights)}, {e.name(sizes)}, block={op.attr['block']}"
-        product = f'{call}("{spec}", {args})'
-    return epilogue(e, op, product, tuple(extra))
-
-
-def _ragged_dot(e: Emitter, op: Op, rows: Value, weights: Value, sizes: Value) -> str:
-    (over,) = dims_tuple(op.attr["over"])
-    free = dims_of(op.results[0])[1]
-    w = e.aligned(weights, (EXPERT, over, free))
-    return f"{e.use(ragged.grouped_dot_ragged)}({e.name(rows)}, {w}, {e.name(sizes)})"
-
-
-@template("grouped_outer")
-def _grouped_outer(e: Emitter, op: Op) -> list[str]:
-    a, b, sizes = op.inputs
-    out = dims_of(op.result)
-    if op.attr["kernel"] == "ragged_dot":
-        call = e.use(ragged.grouped_outer_ragged)
-        ordered = (a, b) if dims_of(a)[1] == out[1] else (b, a)
-        args = ", ".join(e.name(v) for v in (*ordered, sizes))
-        return _set(e, op, f"{call}({args})")
-    spec = einsum_spec(dims_of(a), dims_of(b), _without(out, EXPERT))
-    call = e.use(GROUPED_OUTERS[op.attr["kernel"]])
-    lead = (EXPERT, *_without(out, EXPERT))
-    args = f"{e.name(a)}, {e.name(b)}, {e.name(sizes)}, block={op.attr['block']}"
-    made = f'{call}("{spec}", {args}, shape={e.shape(lead, op.result)})'
-    return _set(e, op, aligned(made, lead, out))
-
-
 @template("grouped_sum")
 def _grouped_sum(e: Emitter, op: Op) -> list[str]:
     a, sizes = op.inputs
@@ -251,15 +216,9 @@ def _grouped_sum(e: Emitter, op: Op) -> list[str]:
 @template("per_row")
 def _per_row(e: Emitter, op: Op) -> list[str]:
     values, sizes = op.inputs
-    return _set(e, op, f"{e.use(blocks.per_row)}({_lead(e, values)}, {e.name(sizes)}, {ROWS})")
-
-
-def _lead(e: Emitter, value: Value) -> str:
-    return e.aligned(value, (EXPERT, *_without(dims_of(value), EXPERT)))
-
-
-def _without(dims: tuple[str, ...], dim: str) -> tuple[str, ...]:
-    return tuple(d for d in dims if d != dim)
+    return _set(
+        e, op, f"{e.use(blocks.per_row)}({experts_first(e, values)}, {e.name(sizes)}, {ROWS})"
+    )
 
 
 # --- routing ------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class GroupedDot(OpDef):
     """`grouped_dot(rows, w, sizes, over="D")`: rows[N, D] times w[E, D, F] of each row's expert."""
 
     name = "grouped_dot"
-    attributes = ("over", "out", "epilogue", "block", "kernel", "tile", "source")
+    attributes = ("over", "out", "epilogue", "block", "kernel", "tile", "source", "interpret")
     arity = (3, None)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -85,7 +85,7 @@ class GroupedOuter(OpDef):
     """`grouped_outer(a, b, sizes)`: per expert, the sum over its rows of a[N, D] b[N, F]."""
 
     name = "grouped_outer"
-    attributes = ("out", "block", "kernel", "tile", "source")
+    attributes = ("out", "block", "kernel", "tile", "source", "interpret")
     arity = (3, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:

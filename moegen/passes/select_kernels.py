@@ -15,11 +15,15 @@ KERNEL_OPS = ("dot", "grouped_dot", "grouped_outer", "grouped_sum")
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
-    """A kernel's name, its tile sizes if it has any, and where the choice comes from."""
+    """A kernel's name, its tile sizes if it has any, where the choice comes from.
+
+    `interpret`: it is run by Pallas's interpreter, not by the device it is for.
+    """
 
     kernel: str
     tile: tuple[int, ...] = ()
     source: str = "default"
+    interpret: bool = False
 
 
 Decide = Callable[[Program, Op], KernelChoice]
@@ -40,7 +44,7 @@ def select_kernels(program: Program, decide: Decide) -> Program:
         if op.name not in KERNEL_OPS:
             return None
         choice = decide(program, op)
-        tile = choice.tile or None
-        return keep(b, set_attrs(op, kernel=choice.kernel, tile=tile, source=choice.source))
+        chosen = set_attrs(op, kernel=choice.kernel, tile=choice.tile or None, source=choice.source)
+        return keep(b, set_attrs(chosen, interpret=True) if choice.interpret else chosen)
 
     return rewrite(program, rule)

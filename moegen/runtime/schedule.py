@@ -21,7 +21,10 @@ class Schedule:
 
     Attributes:
       format: "auto", "onehot", "slots" or "sorted": how routing decisions are stored.
-      kernel: "auto", "runs", "blocks" or "ragged_dot": what runs grouped products (sorted format).
+      kernel: "auto", "runs", "blocks", "ragged_dot" or "pallas_tpu": what runs grouped products
+        (sorted format).
+      interpret: kernels that are for another device than the target are run by Pallas's
+        interpreter, slowly; without it, to ask for one is an error.
       block: rows that an expert's rows are padded to a multiple of in the sorted format; None:
         about an eighth of an expert's mean load on CPUs, else the target's.
       save: "all" keeps for the backward what it reads; "least" keeps the fewest bytes from which
@@ -45,6 +48,7 @@ class Schedule:
     target: str | None = None
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None
     axes: Mapping[str, str] | tuple[tuple[str, tuple[str, ...]], ...] = ()
+    interpret: bool = False
 
     def __post_init__(self) -> None:
         _one_of("format", self.format, ("auto", *FORMATS))

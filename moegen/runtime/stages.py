@@ -66,7 +66,9 @@ class Traced:
         plan = Plan(
             layout=layout,
             choose=choose,
-            decide=lambda program, op: kernel_for(op, self.schedule.kernel, target),
+            decide=lambda program, op: kernel_for(
+                op, self.schedule.kernel, target, program.sizes, self.schedule.interpret
+            ),
             save=self.schedule.save,
         )
         stages = run_pipeline(self.program, plan)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moegen.errors import LoweringError, MoegenError, ScheduleError
 from moegen.ir.program import Op, Program
-from moegen.ir.types import CHOICE, EXPERT, GROUP, TOKEN, Tensor
+from moegen.ir.types import CHOICE, EXPERT, GROUP, TOKEN
 from moegen.passes.choose_format import FORMATS, choose_format
 from moegen.passes.select_kernels import KernelChoice
 from moegen.tune.cost import Cost, program_cost
+from moegen.tune.grouped import GROUPED_CHOICES, GroupedChoice
 from moegen.tune.target import Target
 
-KERNELS = ("auto", "blocks", "runs", "ragged_dot")
+KERNELS = ("auto", *GROUPED_CHOICES)
 """Kernels for grouped products that a Schedule can ask for."""
 
 
@@ -99,33 +101,45 @@ def _candidate(program: Program, format: str, block: int, target: Target) -> Can
     return Candidate(format, program_cost(lowered, target))
 
 
-def kernel_for(op: Op, kernel: str, target: Target) -> KernelChoice:
+def kernel_for(
+    op: Op, kernel: str, target: Target, sizes: Mapping[str, int], interpret: bool = False
+) -> KernelChoice:
     """The kernel of one product.
+
+    Args:
+      op: any op that has a kernel.
+      kernel: "auto" or a name of `moegen.tune.grouped.GROUPED_CHOICES`.
+      target: the device.
+      sizes: of the program's dims.
+      interpret: whether a kernel of another platform is to be run by Pallas's interpreter.
 
     Raises:
       LoweringError: if a kernel is asked for that cannot run the op.
     """
     if op.name not in ("grouped_dot", "grouped_outer"):
         return KernelChoice("xla")
-    obstacle = _not_ragged(op)
-    if kernel == "ragged_dot" and obstacle:
-        raise LoweringError(
-            f"ragged_dot cannot run it: {obstacle}",
-            op=str(op.name),
-            location=op.location,
-            fix='use Schedule(kernel="auto")',
-        )
     if kernel != "auto":
-        return KernelChoice(kernel, source="schedule")
-    by_xla = "blocks" if obstacle else "ragged_dot"
-    return KernelChoice("runs" if target.platform == "cpu" else by_xla, source="heuristic")
+        return _asked_for(op, kernel, target, sizes, interpret)
+    able = (n for n, c in GROUPED_CHOICES.items() if target.platform in c.platforms)
+    taken = next(n for n in able if not GROUPED_CHOICES[n].obstacle(op, sizes, target))
+    return KernelChoice(taken, GROUPED_CHOICES[taken].tile(op, sizes, target), "heuristic")
 
 
-def _not_ragged(op: Op) -> str:
-    """Why XLA's ragged dot cannot run a product; empty if it can."""
-    ranks = [len(v.type.dims) for v in op.inputs[:2] if isinstance(v.type, Tensor)]
-    ranks += [len(r.type.dims) for r in op.results[:1] if isinstance(r.type, Tensor)]
-    wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
-    if ranks == wanted:
-        return ""
-    return f"operands and result have {ranks} dims, it takes {wanted}"
+def _asked_for(
+    op: Op, kernel: str, target: Target, sizes: Mapping[str, int], interpret: bool
+) -> KernelChoice:
+    choice = GROUPED_CHOICES[kernel]
+    obstacle, fix = choice.obstacle(op, sizes, target), 'use Schedule(kernel="auto")'
+    if not obstacle and choice.interpreter and not interpret and _foreign(choice, target):
+        obstacle = f"it is for {' and '.join(choice.platforms)}, the target is {target.name}"
+        fix = "name such a target, or use Schedule(interpret=True) to have it interpreted here"
+    if obstacle:
+        raise LoweringError(
+            f"{kernel} cannot run it: {obstacle}", op=str(op.name), location=op.location, fix=fix
+        )
+    tile = choice.tile(op, sizes, target)
+    return KernelChoice(kernel, tile, "schedule", interpret and choice.interpreter)
+
+
+def _foreign(choice: GroupedChoice, target: Target) -> bool:
+    return target.platform not in choice.platforms

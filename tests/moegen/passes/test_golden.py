@@ -23,7 +23,8 @@ GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def kernels(target):
-    return lambda p: select_kernels(p, lambda _, op: kernel_for(op, "auto", target_named(target)))
+    where = target_named(target)
+    return lambda p: select_kernels(p, lambda q, op: kernel_for(op, "auto", where, q.sizes))
 
 
 def formatted(format, block=1):

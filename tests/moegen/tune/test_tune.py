@@ -135,11 +135,46 @@ def test_unknown_names():
 
 def test_kernels():
     tpu = target_named("tpu")
-    assert kernel_for(DOT, "ragged_dot", tpu).kernel == "xla"
-    assert kernel_for(grouped(1), "auto", tpu).kernel == "ragged_dot"
-    assert kernel_for(grouped(1), "auto", CPU).kernel == "runs"
-    asked = kernel_for(grouped(1), "blocks", tpu)
+    assert kernel_for(DOT, "ragged_dot", tpu, SIZES).kernel == "xla"
+    taken = kernel_for(grouped(1), "auto", tpu, SIZES)
+    assert (taken.kernel, taken.tile, taken.source) == ("pallas_tpu", (6, 64, 32), "heuristic")
+    assert kernel_for(grouped(1), "auto", target_named("h100"), SIZES).kernel == "ragged_dot"
+    assert kernel_for(grouped(1), "auto", CPU, SIZES).kernel == "runs"
+    asked = kernel_for(grouped(1), "blocks", tpu, SIZES)
     assert (asked.kernel, asked.source) == ("blocks", "schedule")
+
+
+def test_a_kernel_of_another_device_is_interpreted_only_if_asked():
+    with pytest.raises(LoweringError, match="it is for tpu, the target is cpu") as caught:
+        kernel_for(grouped(1), "pallas_tpu", CPU, SIZES)
+    assert "Schedule(interpret=True)" in str(caught.value.fix)
+    asked = kernel_for(grouped(1), "pallas_tpu", CPU, SIZES, interpret=True)
+    assert (asked.kernel, asked.interpret) == ("pallas_tpu", True)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('%y: f32[N] = grouped_dot(%x, %v, %sizes, over="D", block=1)', r"\[2, 2, 1\] dims"),
+        ('%y: f16[N, F] = grouped_dot(%h, %u, %sizes, over="D", block=1)', "is f16, it takes"),
+        (
+            "%y: bool[N, F] = grouped_dot("
+            '%x, %w, %sizes, over="D", block=1, epilogue=("gt(acc, 0)",))',
+            "is bool, it takes",
+        ),
+    ],
+)
+def test_pallas_tpu_is_refused_where_it_cannot_run(line, why):
+    product = op(line, f"{SORTED}, %v: f32[E, D], %h: f16[N, D], %u: f16[E, D, F]")
+    with pytest.raises(LoweringError, match=f"pallas_tpu cannot run it: .*{why}"):
+        kernel_for(product, "pallas_tpu", target_named("tpu"), SIZES)
+    assert kernel_for(product, "auto", target_named("tpu"), SIZES).kernel != "pallas_tpu"
+
+
+def test_pallas_tpu_is_refused_where_no_tile_fits():
+    wide = {**SIZES, "D": 2**20, "F": 2**20}
+    with pytest.raises(LoweringError, match="no tile of it fits into the 96 MiB of VMEM"):
+        kernel_for(grouped(1), "pallas_tpu", target_named("tpu"), wide)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +188,6 @@ def test_kernels():
 def test_ragged_dot_is_refused_where_it_cannot_run(line):
     product = op(line, f"{SORTED}, %v: f32[E, D]")
     with pytest.raises(LoweringError, match="ragged_dot cannot run it") as caught:
-        kernel_for(product, "ragged_dot", CPU)
+        kernel_for(product, "ragged_dot", CPU, SIZES)
     assert caught.value.fix == 'use Schedule(kernel="auto")'
-    assert kernel_for(product, "auto", target_named("tpu")).kernel == "blocks"
+    assert kernel_for(product, "auto", target_named("tpu"), SIZES).kernel == "blocks"

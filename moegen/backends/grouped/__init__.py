@@ -1,0 +1,1 @@
+"""How grouped products are written: a file per kernel, and the table that holds them."""

@@ -1,0 +1,26 @@
+"""The table of grouped kernels: a new one is a file beside this one and a name here."""
+
+from __future__ import annotations
+
+from moegen.backends.grouped.by_blocks import BLOCKS, RUNS
+from moegen.backends.grouped.common import GroupedKernel
+from moegen.backends.grouped.pallas_tpu import PALLAS_TPU
+from moegen.backends.grouped.ragged import RAGGED_DOT
+from moegen.backends.source import Emitter, Template
+from moegen.ir.program import Op
+
+KERNELS: dict[str, GroupedKernel] = {k.name: k for k in (BLOCKS, RUNS, RAGGED_DOT, PALLAS_TPU)}
+"""By the name that select_kernels writes."""
+
+
+def _dot(e: Emitter, op: Op) -> list[str]:
+    return KERNELS[op.attr["kernel"]].dot(e, op)
+
+
+def _outer(e: Emitter, op: Op) -> list[str]:
+    return KERNELS[op.attr["kernel"]].outer(e, op)
+
+
+TEMPLATES: dict[str, Template] = {"grouped_dot": _dot, "grouped_outer": _outer}
+MODULES = tuple(dict.fromkeys(m for k in KERNELS.values() for m in k.modules))
+"""The files of kernels whose names values in the source must not take."""

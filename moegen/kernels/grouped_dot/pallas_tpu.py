@@ -1,0 +1,164 @@
+"""Grouped products on TPUs: rows of every expert times its weights, or times their transpose.
+
+One step of the grid is one tile of rows, the part of it that one expert owns, and one block of
+columns, over the whole contracted width: nothing is accumulated between steps. A tile that several
+experts share is visited by each and stays in place meanwhile; a visit computes no more rows than
+its expert has there, rounded up to one of a few heights.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from moegen.kernels.grouped_dot.visits import padded_bytes, row_visits
+
+
+def grouped_dot_tpu(
+    rows: jax.Array,
+    weights: jax.Array,
+    sizes: jax.Array,
+    *extra: jax.Array,
+    tile: tuple[int, ...],
+    transposed: bool = False,
+    epilogue: Callable[..., tuple[jax.Array, ...]] | None = None,
+    dtypes: tuple[jax.typing.DTypeLike, ...] = (),
+    interpret: Any = False,
+) -> Any:
+    """Rows [N, D] times the weights [E, D, F] of their expert: [N, F]; rows of none give 0.
+
+    Args:
+      rows: bf16 or f32, sorted by expert.
+      weights: of the same dtype; [E, F, D] if `transposed`.
+      sizes: i32[E], rows of each expert.
+      *extra: what the epilogue reads beside the product: [N, F], [N, 1], [1, F] or [1, 1] each.
+      tile: columns of a block; then heights, multiples of 16, the tallest first: that of a tile
+        of rows, and those of its parts.
+      transposed: whether the weights are [E, F, D].
+      epilogue: elementwise, of the product in f32 and of `extra`; gives a result per dtype.
+      dtypes: of the epilogue's results.
+      interpret: how to run where there is no TPU, as in `pl.pallas_call`.
+
+    Returns:
+      One array, or a tuple of one per dtype if there is an epilogue.
+    """
+    visits = row_visits(sizes, rows.shape[0], tile[1])
+    made = dot_of_visits(
+        visits, rows, weights, *extra, tile=tile, transposed=transposed,
+        epilogue=epilogue, dtypes=dtypes or (rows.dtype,), interpret=interpret,
+    )  # fmt: skip
+    return made if dtypes else made[0]
+
+
+def dot_of_visits(
+    visits: tuple[Any, ...],
+    rows: jax.Array,
+    weights: jax.Array,
+    *extra: jax.Array,
+    tile: tuple[int, ...],
+    transposed: bool,
+    epilogue: Callable[..., tuple[jax.Array, ...]] | None,
+    dtypes: tuple[jax.typing.DTypeLike, ...],
+    whole: bool = False,
+    interpret: Any = False,
+) -> tuple[jax.Array, ...]:
+    """The kernel's call for visits that are known; `whole`: each owns all rows of its tile."""
+    (wide, *heights), (*lists, count) = tile, visits
+    experts, tall, depth = weights.shape[0], heights[0], rows.shape[1]
+    width = weights.shape[1 if transposed else 2]
+    shape = (wide, depth) if transposed else (depth, wide)
+
+    def weights_at(n: Any, v: Any, tiles: Any, expert: Any, *_: Any) -> tuple[Any, ...]:
+        owner = jnp.minimum(expert[v], experts - 1)
+        return (owner, n, 0) if transposed else (owner, 0, n)
+
+    def block(x: Any) -> pl.BlockSpec:
+        by_row, by_column = x.shape[0] > 1, x.shape[1] > 1
+        return pl.BlockSpec(
+            (tall if by_row else 1, wide if by_column else 1),
+            lambda n, v, tiles, *_: (tiles[v] if by_row else 0, n if by_column else 0),
+        )
+
+    results = [jax.ShapeDtypeStruct((rows.shape[0], width), dtype) for dtype in dtypes]
+    blocks = [((tall, depth), rows.dtype), ((depth, wide), rows.dtype)]
+    blocks += [((tall, wide), x.dtype) for x in extra]
+    blocks += [((tall, wide), jnp.dtype(dtype)) for dtype in dtypes]
+    vmem = 2 * padded_bytes(blocks) + padded_bytes([((tall, wide), jnp.float32)] * 2)
+    made = pl.pallas_call(
+        functools.partial(
+            dot_kernel, experts=experts, heights=tuple(heights), results=len(results),
+            transposed=transposed, epilogue=epilogue, whole=whole,
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=4,
+            grid=(pl.cdiv(width, wide), count),
+            in_specs=[
+                pl.BlockSpec((tall, depth), lambda n, v, tiles, *_: (tiles[v], 0)),
+                pl.BlockSpec((None, *shape), weights_at),
+                *map(block, extra),
+            ],
+            out_specs=[pl.BlockSpec((tall, wide), lambda n, v, tiles, *_: (tiles[v], n))]
+            * len(results),
+        ),
+        out_shape=results,
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + 2**20),
+        interpret=interpret,
+        name="grouped_dot_tpu",
+    )(*lists, rows, weights, *extra)  # fmt: skip
+    return tuple(made)
+
+
+def dot_kernel(
+    tiles: Any,
+    owners: Any,
+    first: Any,
+    past: Any,
+    rows: Any,
+    weights: Any,
+    *refs: Any,
+    experts: int,
+    heights: tuple[int, ...],
+    results: int,
+    transposed: bool,
+    epilogue: Callable[..., tuple[jax.Array, ...]] | None,
+    whole: bool,
+) -> None:
+    """One visit: writes its rows of the tile and leaves those before them as they are.
+
+    Rows after its own may get anything: they belong to a later visit of the same tile.
+    """
+    extra, outs = refs[:-results], refs[-results:]
+    visit, tall = pl.program_id(1), heights[0]
+    begin = first[visit]
+    low = begin & -16  # rows of bf16 come in registers of 16
+    needed = jnp.where(owners[visit] < experts, past[visit] - low, 0)
+
+    def write(height: int, values: tuple[jax.Array, ...], at: Any) -> None:
+        mine = at + jax.lax.broadcasted_iota(jnp.int32, (height, 1), 0) >= begin
+        for out, value in zip(outs, values, strict=True):
+            place = (pl.ds(at, height), slice(None))
+            out[place] = jnp.where(mine, value.astype(out.dtype), out[place])
+
+    def compute(height: int) -> None:
+        at = 0 if height == tall else pl.multiple_of(jnp.minimum(low, tall - height), 16)
+        place = (pl.ds(at, height), slice(None))
+        dims = (((1,), (1 if transposed else 0,)), ((), ()))
+        acc = jax.lax.dot_general(
+            rows[place], weights[...], dims, preferred_element_type=jnp.float32
+        )
+        if epilogue is None:
+            return write(height, (acc,), at)
+        given = [x[place] if x.shape[0] == tall else x[...] for x in extra]
+        return write(height, epilogue(acc, *(x.astype(jnp.float32) for x in given)), at)
+
+    if whole:
+        return compute(tall)
+    for height, lower in zip(heights, (*heights[1:], 0), strict=True):
+        pl.when((lower < needed) & (needed <= height))(functools.partial(compute, height))
+    zeros = tuple(jnp.zeros(out.shape, out.dtype) for out in outs)
+    pl.when(needed == 0)(lambda: write(tall, zeros, 0))
+    return None

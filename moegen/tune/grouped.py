@@ -1,0 +1,52 @@
+"""The kernels of grouped products as choices: where each runs, what it cannot, with which tile.
+
+A new kernel is an entry here and one in `moegen/backends/grouped/table.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from moegen.ir.program import Op
+from moegen.ir.types import Tensor
+from moegen.tune import pallas_tpu
+from moegen.tune.target import Target
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedChoice:
+    """A kernel that grouped products can be given.
+
+    Attributes:
+      platforms: where "auto" may take it, the first kernel that can run the product.
+      obstacle: why it cannot run a product on a target; empty if it can.
+      tile: its tile for a product that it can run; empty if it has none.
+      interpreter: whether it can be run by Pallas's interpreter, on a target that is not its own.
+    """
+
+    platforms: tuple[str, ...]
+    obstacle: Callable[[Op, Sizes, Target], str] = lambda op, sizes, target: ""
+    tile: Callable[[Op, Sizes, Target], tuple[int, ...]] = lambda op, sizes, target: ()
+    interpreter: bool = False
+
+
+def not_ragged(op: Op, sizes: Sizes, target: Target) -> str:
+    """Why XLA's ragged dot cannot run a product; empty if it can."""
+    ranks = [len(v.type.dims) for v in op.inputs[:2] if isinstance(v.type, Tensor)]
+    ranks += [len(r.type.dims) for r in op.results[:1] if isinstance(r.type, Tensor)]
+    wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
+    if ranks == wanted:
+        return ""
+    return f"operands and result have {ranks} dims, it takes {wanted}"
+
+
+GROUPED_CHOICES: dict[str, GroupedChoice] = {
+    "runs": GroupedChoice(("cpu",)),
+    "pallas_tpu": GroupedChoice(("tpu",), pallas_tpu.obstacle, pallas_tpu.tile, interpreter=True),
+    "ragged_dot": GroupedChoice(("tpu", "gpu"), not_ragged),
+    "blocks": GroupedChoice(("cpu", "tpu", "gpu")),
+}
+"""By name, for "auto" in the order of preference."""

@@ -1,0 +1,59 @@
+"""The Pallas kernels for TPUs as a choice: what they cannot run, and their tile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moegen.ir.program import Op
+from moegen.ir.types import EXPERT, Tensor
+from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, outer_tile
+from moegen.ops.named import dims_tuple
+from moegen.ops.rows import ROWS
+from moegen.tune.target import Target
+
+DTYPES = {"bf16": "bfloat16", "f32": "float32"}
+INTERPRETED = 16 * 1024**2
+"""Bytes of VMEM assumed where the kernel is interpreted: the least that a TPU has."""
+
+
+def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
+    """Why the kernel cannot run a product on a target; empty if it can."""
+    types = [v.type for v in (*op.inputs, *op.results) if isinstance(v.type, Tensor)]
+    ranks = [len(t.dims) for t in (*types[:2], types[len(op.inputs)])]
+    wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
+    if ranks != wanted:
+        return f"operands and result have {ranks} dims, it takes {wanted}"
+    floats = [t for t in types if t.dims != (EXPERT,) or t.is_float]
+    if other := sorted({t.dtype for t in floats} - DTYPES.keys()):
+        return f"an operand or result is {other[0]}, it takes {' and '.join(DTYPES)}"
+    if any(EXPERT in t.dims for t in types[3 : len(op.inputs)]):
+        return "its epilogue reads a value per expert"
+    if not tile(op, sizes, target):
+        return f"no tile of it fits into the {_vmem(target) // 1024**2} MiB of VMEM it may take"
+    return ""
+
+
+def tile(op: Op, sizes: Mapping[str, int], target: Target) -> tuple[int, ...]:
+    """The tile of a product; empty if none fits into the target's VMEM."""
+    a, b, *_ = (v.type for v in op.inputs)
+    assert isinstance(a, Tensor)
+    assert isinstance(b, Tensor)
+    rows, experts, vmem = sizes[ROWS], sizes[EXPERT], _vmem(target)
+    if op.name == "grouped_outer":
+        out = [d for d in _dims(op.results[0].type) if d != EXPERT]
+        return outer_tile(rows, sizes[out[0]], sizes[out[1]], experts, DTYPES[a.dtype], vmem)
+    (over,) = dims_tuple(op.attr["over"])
+    width = _dims(op.results[0].type)[1]
+    by_row = [v.type for v in op.inputs[3:] if ROWS in _dims(v.type)]
+    moved = [t for t in (*by_row, *(r.type for r in op.results)) if isinstance(t, Tensor)]
+    dtypes = tuple(DTYPES[t.dtype] for t in (a, *moved))
+    return dot_tile(rows, sizes[over], sizes[width], experts, dtypes, vmem)
+
+
+def _vmem(target: Target) -> int:
+    """Bytes that blocks may take: a part is left to the compiler."""
+    return (target.on_chip or INTERPRETED) * 3 // 4
+
+
+def _dims(type_: object) -> tuple[str, ...]:
+    return type_.dims if isinstance(type_, Tensor) else ()
