@@ -14,6 +14,9 @@ commands
         Train. Started again in the same workdir, it goes on from the last checkpoint.
   evaluate --workdir=DIR [CHOICES] [--config.FIELD=VALUE ...]
         Evaluate the last checkpoint of a run on its test images.
+  predict --workdir=DIR IMAGE... [--top=3] [--out=DIR] [CHOICES]
+        Classify image files; show the time and which experts saw which patches, --out draws them.
+        Each image by itself, unless --noindependent is given.
   demo [--workdir=DIR] [--config.FIELD=VALUE ...]
         Train a small V-MoE on handwritten digits, evaluate it, print the result.
   inspect CKPT
@@ -98,6 +101,7 @@ CHOICE_SWITCHES = ("bpr", "dropless", "independent")
 COMMANDS = {
     "train": Command(("config", "workdir")),
     "evaluate": Command(("workdir", *CHOICES), switches=CHOICE_SWITCHES),
+    "predict": Command(("workdir", "top", "out", *CHOICES), ("IMAGE...",), CHOICE_SWITCHES),
     "demo": Command(("workdir",)),
     "inspect": Command(arguments=("CKPT",)),
     "convert": Command(("part",), ("SRC", "DST")),

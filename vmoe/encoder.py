@@ -67,10 +67,7 @@ def encoder_block(
 
     Source: arXiv:2010.11929 (block), arXiv:2106.05974 (experts).
     """
-    y = layer_norm(params["LayerNorm_0"], x)
-    weights_key, output_key = named_key(key, "attention_weights"), named_key(key, "attention")
-    y = attention(params["SelfAttention"], y, y, rate=config.attention_dropout, key=weights_key)
-    x = x + dropout(y, config.dropout, output_key)
+    x = attend(config, params, x, key=key)
     y = layer_norm(params["LayerNorm_1"], x)
     mlp_key = named_key(key, "mlp")
     if "Moe" not in params:
@@ -79,6 +76,16 @@ def encoder_block(
         config.moe, params["Moe"], y, train=train, key=mlp_key, mask=mask, inputs=inputs
     )
     return x + y, aux
+
+
+def attend(
+    config: ModelConfig, params: Params, x: jax.Array, *, key: jax.Array | None = None
+) -> jax.Array:
+    """The first half of a block: x + MHA(LN x)."""
+    y = layer_norm(params["LayerNorm_0"], x)
+    weights_key, output_key = named_key(key, "attention_weights"), named_key(key, "attention")
+    y = attention(params["SelfAttention"], y, y, rate=config.attention_dropout, key=weights_key)
+    return x + dropout(y, config.dropout, output_key)
 
 
 def encode(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmoe import model
+from vmoe.encoder import Inputs
 from vmoe.errors import UserError
 from vmoe.layers.patches import patch_grid
 from vmoe.model_config import ModelConfig, MoEConfig
@@ -153,26 +154,27 @@ def _run(
     mask: jax.Array | None,
     served: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    inputs = None
-    if served is not None and config.moe is not None:
-        budget = _per_token(config, config.moe, images, mask, served)
-        inputs = [{"budget": budget} for _ in config.moe.layers]
-    return model.apply(config, params, images, mask=mask, moe_inputs=inputs)
+    inputs = router_inputs(config, images, mask, served)
+    per_block = [inputs] * len(config.moe.layers) if inputs and config.moe else None
+    return model.apply(config, params, images, mask=mask, moe_inputs=per_block)
 
 
-def _per_token(
-    config: ModelConfig,
-    moe: MoEConfig,
-    images: jax.Array,
-    mask: jax.Array | None,
-    served: jax.Array,
-) -> jax.Array:
-    """f32[G, S]: the share of a group's tokens to serve; padding images have no share in it."""
+def router_inputs(
+    config: ModelConfig, images: jax.Array, mask: jax.Array | None, served: jax.Array | None
+) -> Inputs:
+    """The run-time value as every MoE block takes it: budget f32[G, S], a share of the tokens.
+
+    Padding images have no share in it.
+    """
+    moe = config.moe
+    if served is None or moe is None:
+        return {}
     rows, columns = patch_grid(*images.shape[1:3], config.patch_size)
     tokens = (rows * columns + (config.head == "token")) * moe.group_images
     groups = len(images) // moe.group_images
     real = jnp.ones((groups,)) if mask is None else mask.reshape(groups, -1).mean(axis=1)
-    return jnp.broadcast_to((served * real)[:, None], (groups, tokens)).astype(jnp.float32)
+    share = (served * real).astype(jnp.float32)
+    return {"budget": jnp.broadcast_to(share[:, None], (groups, tokens))}
 
 
 def _chosen_moe(moe: MoEConfig, choices: Choices) -> MoEConfig:

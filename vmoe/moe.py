@@ -65,6 +65,30 @@ def moe_block(
     Raises:
       UserError: if the batch is not a whole number of groups.
     """
+    layer, weights = compiled_layer(config, train), _layer_params(params, x.dtype)
+    y, aux = route_through(
+        layer, weights, config, x, key=key if train else None, mask=mask, inputs=inputs
+    )
+    # Routers without a loss of their own add nothing to the training loss.
+    groups = x.shape[0] // (config.ensemble_size * config.group_images)
+    aux.setdefault("auxiliary_loss", jnp.zeros((groups,), jnp.float32))
+    return y, aux
+
+
+def route_through(
+    layer: Any,
+    weights: Params,
+    config: MoEConfig,
+    x: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    mask: jax.Array | None = None,
+    inputs: Mapping[str, jax.Array] | None = None,
+) -> tuple[jax.Array, Aux]:
+    """Calls a moegen layer on tokens x [B, T, D]; returns y [B, T, ...] and the report.
+
+    Other arguments as for `moe_block`; `weights` are the layer's own.
+    """
     batch, tokens, _ = x.shape
     members = config.ensemble_size
     groups = group_count(batch // members, config.group_images)
@@ -76,15 +100,8 @@ def moe_block(
     if takes_input(config.router, "ids"):  # an image's patches are known by their positions
         ids = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32), (batch, tokens))
         given.setdefault("ids", group_tokens(ids, groups, members))
-    y, aux = compiled_layer(config, train)(
-        _layer_params(params, x.dtype),
-        group_tokens(x, groups, members),
-        key=key if train else None,
-        **given,
-    )
-    # Routers without a loss of their own add nothing to the training loss.
-    aux.setdefault("auxiliary_loss", jnp.zeros((groups,), jnp.float32))
-    return ungroup_tokens(y, x.shape, members), aux
+    y, aux = layer(weights, group_tokens(x, groups, members), key=key, **given)
+    return ungroup_tokens(y, (batch, tokens, *y.shape[2:]), members), aux
 
 
 def group_tokens(x: jax.Array, groups: int, members: int) -> jax.Array:

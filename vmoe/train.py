@@ -47,7 +47,7 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
     train_images, test_images = pipeline.load(config.data)
     state = _new_state(config.validate(), train_images)
     batches = pipeline.training_batches(train_images, config.data, config.seed)
-    workdir = open_workdir(config)
+    workdir = open_workdir(config, train_images.shape)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
 
     start = 0

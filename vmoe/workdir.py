@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,17 @@ from vmoe.errors import UserError
 from vmoe.overrides import bind
 
 CONFIG = "config.json"
+IMAGES = "images.json"
 # A resumed run may be longer, or report and save at another pace. All else would change what
 # the steps compute.
 MAY_CHANGE = ("workdir", "steps", "log_every", "eval_every", "checkpoint", "data.eval_batch_size")
 
 
-def open_workdir(config: TrainConfig) -> Path:
+def open_workdir(config: TrainConfig, image_shape: Sequence[int] | None = None) -> Path:
     """Creates config.workdir with the config in it, or checks the one that is there against it.
+
+    The shape (height, width, channels) of the images is kept beside it, so that the model can be
+    used where its data is not.
 
     Raises:
       UserError: if it cannot be written, or holds a run with other settings (named).
@@ -32,10 +36,9 @@ def open_workdir(config: TrainConfig) -> Path:
         _check_same(read_config(workdir), config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        unfinished = workdir / f"{CONFIG}.tmp"
-        text = json.dumps(dataclasses.asdict(config), indent=1)
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        os.replace(unfinished, workdir / CONFIG)
+        _write_json(workdir / CONFIG, dataclasses.asdict(config))
+        if image_shape is not None:
+            _write_json(workdir / IMAGES, {"shape": image_shape})
     except OSError as error:
         raise UserError(
             f"workdir {workdir} cannot be written: {error.strerror}; fix: another --workdir"
@@ -58,6 +61,29 @@ def read_config(workdir: Path) -> TrainConfig:
         ) from None
     except ValueError as error:
         raise UserError(f"{path}: {error}; fix: use the version of vmoe that wrote it") from None
+
+
+def read_image_shape(workdir: Path) -> tuple[int, int, int] | None:
+    """(height, width, channels) of the images of a run; None for one that did not keep it.
+
+    Raises:
+      UserError: if the file is damaged.
+    """
+    path = workdir / IMAGES
+    try:
+        height, width, channels = json.loads(path.read_text(encoding="utf-8"))["shape"]
+        return int(height), int(width), int(channels)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); fix: remove it") from None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """Written whole or not at all."""
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def _check_same(there: TrainConfig, wanted: TrainConfig) -> None:

@@ -86,7 +86,7 @@ def test_a_run_learns_and_leaves_its_files(uninterrupted, tmp_path):
     outcome = train(in_workdir(tmp_path, steps=4, log_every=2, eval_every=2), out := io.StringIO())
     assert int(outcome.state.step) == 4
     assert {p.name for p in tmp_path.iterdir()} == {
-        "checkpoints", "config.json", "metrics.jsonl", "tensorboard"
+        "checkpoints", "config.json", "images.json", "metrics.jsonl", "tensorboard"
     }  # fmt: skip
     records = [(r["step"], r["kind"]) for r in read_jsonl(tmp_path / JSONL)]
     assert records == [(2, "train"), (2, "eval"), (4, "train"), (4, "eval")]

@@ -1,0 +1,76 @@
+"""Files that a user names: images to read, results to write."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from vmoe.config import DataConfig
+from vmoe.data.ops import BILINEAR, parse_ops
+from vmoe.data.source import CorruptImage, Record
+from vmoe.data.stored import decode
+from vmoe.errors import UserError
+from vmoe.use.trained import Shape
+
+
+def read_image(path: str | Path, shape: Shape, data: DataConfig) -> np.ndarray:
+    """An image file as the model takes it: f32[H, W, channels] in the value range of the run.
+
+    It goes through the run's data.test_ops; what has another size then is resized, without regard
+    to its aspect ratio. It is made grey or RGB as the model needs.
+
+    Raises:
+      UserError: if the file cannot be read or is no whole image; names it.
+    """
+    height, width, channels = shape
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read: {error.strerror}; fix: another") from None
+    try:
+        image = decode(Record(content, 0, str(path)), channels)
+    except CorruptImage as problem:
+        raise UserError(
+            f"image {path} is no image that can be decoded ({problem.reason}); "
+            "fix: a whole PNG, JPEG, or the like"
+        ) from None
+    for op in parse_ops("data.test_ops", data.test_ops):
+        image = op.apply(image, np.random.default_rng(0))
+    if image.size != (width, height):
+        image = image.resize((width, height), BILINEAR)
+    low, high = data.value_range
+    pixels = np.asarray(image, np.float32) * ((high - low) / 255.0) + low
+    return pixels.reshape(shape).astype(np.float32)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Writes a file whole or not at all: to a temporary file beside it, then renamed.
+
+    Raises:
+      UserError: if it cannot be written.
+    """
+    path = Path(path)
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}; fix: another --out") from None
+
+
+def check_folder(flag: str, path: str | Path) -> None:
+    """Refuses a file that could not be written, before the work is done.
+
+    Raises:
+      UserError: if its folder is not there.
+    """
+    if not Path(path).parent.is_dir():
+        raise UserError(f"--{flag}={path}: {Path(path).parent} is no folder; fix: make it first")

@@ -1,0 +1,75 @@
+"""A trained model: the config and the weights of a run, ready to be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vmoe import model
+from vmoe.config import TrainConfig
+from vmoe.data import pipeline
+from vmoe.errors import UserError
+from vmoe.overrides import with_overrides
+from vmoe.weights import files
+from vmoe.weights.leaf import flat, nested
+from vmoe.workdir import CONFIG, read_config, read_image_shape
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as it was trained.
+
+    Attributes:
+      name: where it is from.
+      config: of the run.
+      params: its weights.
+      image_shape: (height, width, channels) of the images it was trained on.
+      step: how many steps it was trained for.
+    """
+
+    name: str
+    config: TrainConfig
+    params: Any
+    image_shape: Shape
+    step: int
+
+
+def load_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
+    """The newest sound checkpoint of a workdir, or the checkpoint at DIR/checkpoints/step_N.
+
+    Raises:
+      UserError: if there is no run or no checkpoint, or the weights do not fit the config.
+    """
+    path = Path(path)
+    workdir = path if (path / CONFIG).exists() or path.parent.name != "checkpoints" else (
+        path.parent.parent
+    )  # fmt: skip
+    config = with_overrides(read_config(workdir), overrides).validate()
+    shape = read_image_shape(workdir) or pipeline.load(config.data)[0].shape
+    checkpoint = files.read(path)
+    arrays = {name: leaf.read() for name, leaf in files.weights(checkpoint.leaves).items()}
+    _check_fit(checkpoint.path, config, shape, arrays)
+    params = jax.tree.map(jnp.asarray, nested(arrays))
+    return Trained(str(path), config, params, shape, int(checkpoint.leaves["step"].read()))
+
+
+def _check_fit(
+    path: Path, config: TrainConfig, shape: Shape, arrays: dict[str, np.ndarray]
+) -> None:
+    wanted = flat(jax.eval_shape(lambda k: model.init(config.model, k, shape), jax.random.key(0)))
+    for name in sorted(wanted.keys() | arrays.keys()):
+        found = "nothing" if name not in arrays else str(list(arrays[name].shape))
+        needed = "nothing" if name not in wanted else str(list(wanted[name].shape))
+        if found != needed:
+            raise UserError(
+                f"checkpoint {path} does not fit the config: {name} is {found}, not {needed}; "
+                "fix: leave --config.model flags out, or give the workdir it was trained in"
+            )
