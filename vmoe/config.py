@@ -121,6 +121,8 @@ class OptimConfig:
       momentum_dtype: of the first moments; "float32" or "bfloat16".
       min_dim_to_factor: adafactor keeps full second moments below this size.
       max_decay_rate: adafactor's second moments decay by at most this rate.
+      average_decay: of a running average of the weights, which is what is evaluated then; None:
+        no such average.
     """
 
     name: str = "adam"
@@ -140,6 +142,33 @@ class OptimConfig:
     momentum_dtype: str = "float32"
     min_dim_to_factor: int = 32
     max_decay_rate: float = 0.999
+    average_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class MixupConfig:
+    """Images averaged with others of their batch.
+
+    Attributes:
+      concentration: of the Dirichlet draw of the shares; 0: off.
+      images: how many are averaged.
+    """
+
+    concentration: float = 0.0
+    images: int = 2
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """Training on images that were changed against the model.
+
+    Attributes:
+      steps: of the change, each with a gradient of its own; 0: off.
+      epsilon: how far a pixel moves at most, in units of data.value_range.
+    """
+
+    steps: int = 0
+    epsilon: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -167,7 +196,8 @@ class TrainConfig:
       eval_every: steps between evaluations on the test images; 0: only after the last step.
       loss: one of LOSSES.
       label_smoothing: share of each label spread evenly over the classes.
-      model, data, optim, checkpoint: see there.
+      microbatches: parts of the batch that gradients are summed over, one in memory at a time.
+      mixup, adversarial, model, data, optim, checkpoint: see there.
     """
 
     seed: int = 0
@@ -177,6 +207,9 @@ class TrainConfig:
     eval_every: int = 0
     loss: str = "softmax"
     label_smoothing: float = 0.0
+    microbatches: int = 1
+    mixup: MixupConfig = field(default_factory=MixupConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -188,13 +221,13 @@ class TrainConfig:
         Raises:
           UserError: names the field, the mismatch and the fix.
         """
+        _validate_counts(self)
         _validate_model(self)
         _known("loss", self.loss, LOSSES)
         _validate_data(self.data)
         _known("optim.name", self.optim.name, OPTIMIZERS)
         _known("optim.schedule.name", self.optim.schedule.name, SCHEDULES)
         _known("optim.momentum_dtype", self.optim.momentum_dtype, ("float32", "bfloat16"))
-        _validate_counts(self)
         _validate_rates(self)
         return self
 
@@ -204,6 +237,11 @@ def _validate_model(config: TrainConfig) -> None:
         config.model.validate()
     except ValueError as error:
         raise UserError(f"model.{error}") from None
+    if config.data.batch_size % config.microbatches:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} cannot be cut into "
+            f"microbatches={config.microbatches}; fix: a number that divides it"
+        )
     if config.model.moe is None:
         return
     group = config.model.moe.group_images
@@ -214,6 +252,11 @@ def _validate_model(config: TrainConfig) -> None:
                 f"data.{name}={size} is not a multiple of model.moe.group_images={group}; "
                 f"fix: for example data.{name}={-(-size // group) * group}"
             )
+    if config.data.batch_size % (config.microbatches * group):
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} is not microbatches={config.microbatches} "
+            f"whole numbers of groups of model.moe.group_images={group}; fix: fewer microbatches"
+        )
 
 
 def _validate_data(data: DataConfig) -> None:
@@ -233,6 +276,8 @@ def _validate_counts(config: TrainConfig) -> None:
     at_least_one = {
         "steps": config.steps,
         "log_every": config.log_every,
+        "microbatches": config.microbatches,
+        "mixup.images": config.mixup.images,
         "data.batch_size": config.data.batch_size,
         "data.eval_batch_size": config.data.eval_batch_size,
         "data.threads": config.data.threads,
@@ -248,6 +293,7 @@ def _validate_counts(config: TrainConfig) -> None:
     not_negative = {
         "seed": config.seed,
         "eval_every": config.eval_every,
+        "adversarial.steps": config.adversarial.steps,
         "data.max_shift": config.data.max_shift,
         "optim.schedule.warmup_steps": config.optim.schedule.warmup_steps,
         "optim.schedule.cooldown_steps": config.optim.schedule.cooldown_steps,
@@ -268,6 +314,13 @@ def _validate_rates(config: TrainConfig) -> None:
         value = getattr(optim, name)
         if not 0 <= value < 1:
             raise UserError(f"optim.{name}={value} is no decay rate; fix: 0 <= {name} < 1")
+    average = optim.average_decay
+    if average is not None and not 0 <= average < 1:
+        raise UserError(f"optim.average_decay={average} is no decay rate; fix: for example 0.999")
+    for name in ("mixup.concentration", "adversarial.epsilon"):
+        group, _, last = name.partition(".")
+        if not getattr(getattr(config, group), last) >= 0:
+            raise UserError(f"{name} is negative; fix: 0 turns it off")
     for name in ("clip_norm", "clip_value"):
         value = getattr(optim, name)
         if value is not None and not value > 0:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +19,10 @@ from vmoe.moe import Aux, init_moe, moe_block
 
 Inputs = Mapping[str, jax.Array]
 """Further inputs of one MoE block, by the name of the router's argument."""
+
+
+KEPT = {"dots": jax.checkpoint_policies.dots_saveable, "full": None}
+"""What each rematerialisation keeps for the backward; None: nothing but the inputs."""
 
 
 def block_name(index: int) -> str:
@@ -113,12 +118,17 @@ def encode(
         if index == first:  # members share all blocks before the experts, which are the same
             x, mask = repeat_images((x, mask), config.ensemble_size)
         inputs = next(rest, None) if config.is_sparse(index) else None
-        x, aux = encoder_block(
-            config.of_block(index), params[name], x,
-            train=train, key=named_key(key, name), mask=mask, inputs=inputs,
-        )  # fmt: skip
+        block = _rematerialised(config, partial(encoder_block, config.of_block(index), train=train))
+        x, aux = block(params[name], x, key=named_key(key, name), mask=mask, inputs=inputs)
         if aux is not None:
             metrics[name] = aux
     if metrics:
         metrics["auxiliary_loss"] = sum(aux["auxiliary_loss"] for aux in metrics.values())
     return x, metrics
+
+
+def _rematerialised(config: ModelConfig, block: Callable[..., Any]) -> Callable[..., Any]:
+    """The block, which keeps for its backward what config.remat says."""
+    if config.remat == "none":
+        return block
+    return jax.checkpoint(block, policy=KEPT[config.remat])

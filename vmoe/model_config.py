@@ -13,6 +13,7 @@ from vmoe.errors import UserError
 HEADS = ("token", "gap", "map")
 POSITIONS = ("learned", "sincos2d", "none")
 DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "dots", "full")
 FORMATS = ("auto", "onehot", "slots", "sorted")
 ROUTERS = (
     "noisy_top_k",
@@ -121,6 +122,9 @@ class ModelConfig:
       attention_dropout: rate on attention weights.
       qk_norm: whether queries and keys are normalised.
       dtype: of the computation; parameters, norms, softmax and routers stay float32.
+      remat: what a training step computes again in the backward of an encoder block instead of
+        keeping it: "none", "dots" (all but matrix products), or "full" (all but the block's
+        input).
       moe: the sparse blocks; None for a dense ViT.
     """
 
@@ -139,6 +143,7 @@ class ModelConfig:
     attention_dropout: float = 0.0
     qk_norm: bool = False
     dtype: str = "float32"
+    remat: str = "none"
     moe: MoEConfig | None = None
 
     def validate(self) -> ModelConfig:
@@ -154,8 +159,9 @@ class ModelConfig:
             _at_least_one(name, getattr(self, name))
         if self.representation_size is not None:
             _at_least_one("representation_size", self.representation_size)
-        for name, known in (("head", HEADS), ("position", POSITIONS), ("dtype", DTYPES)):
-            _one_of(name, getattr(self, name), known)
+        known = {"head": HEADS, "position": POSITIONS, "dtype": DTYPES, "remat": REMAT}
+        for name, values in known.items():
+            _one_of(name, getattr(self, name), values)
         for name in ("dropout", "attention_dropout"):
             _rate(name, getattr(self, name))
         _divides(self)

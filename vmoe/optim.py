@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,8 @@ EXPERTS = re.compile(r"(^|/)Moe/Mlp/")
 def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
     """Gradient scale -> clip -> adam, sgd or adafactor -> weight decay -> -lr -> frozen to 0.
 
-    A frozen weight's gradient still counts in the clipped norm.
+    A frozen weight's gradient still counts in the clipped norm. What has changed is averaged, if
+    asked for.
 
     Source: arXiv:2106.05974, appendix B.
     """
@@ -32,7 +33,20 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         _decay_by_name(config.weight_decay),
         optax.scale_by_learning_rate(schedule),
         _freeze(config),
+        _average(config.average_decay),
     )
+
+
+class AverageState(NamedTuple):
+    """The running average of the weights, a part of the optimiser's state."""
+
+    average: Any
+
+
+def weights_to_evaluate(params: Any, opt_state: Any) -> Any:
+    """The running average of the weights where there is one, the weights themselves otherwise."""
+    parts = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, AverageState))
+    return next((part.average for part in parts if isinstance(part, AverageState)), params)
 
 
 def named(tree: Any) -> Any:
@@ -124,6 +138,25 @@ def _freeze(config: OptimConfig) -> optax.GradientTransformation:
         )
 
     return optax.stateless(freeze) if config.trainable or config.frozen else optax.identity()
+
+
+def _average(decay: float | None) -> optax.GradientTransformation:
+    """Leaves the updates as they are, and averages the weights that they lead to.
+
+    The average begins at the first weights. Biases that `vmoe.balance` moves after the update
+    enter it one step later.
+    """
+    if decay is None:
+        return optax.identity()
+
+    def update(updates: Any, state: AverageState, params: Any) -> tuple[Any, AverageState]:
+        after = optax.apply_updates(params, updates)
+        return updates, AverageState(optax.incremental_update(after, state.average, 1.0 - decay))
+
+    # A copy: the step that consumes the weights may not consume the average with them.
+    return optax.GradientTransformation(
+        lambda params: AverageState(jax.tree.map(jnp.copy, params)), update
+    )
 
 
 def _key(key: Any) -> str:

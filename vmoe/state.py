@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +12,15 @@ import jax.numpy as jnp
 import optax
 
 from vmoe import model
+from vmoe.adversarial import perturbed
 from vmoe.balance import move_biases
 from vmoe.config import CheckpointConfig, DataConfig, TrainConfig
 from vmoe.ensemble import repeat_images
+from vmoe.gradients import gradients
+from vmoe.layers.params import named_key
 from vmoe.losses import LOSSES, targets, training_loss
-from vmoe.optim import make_optimizer
+from vmoe.mixup import mixup
+from vmoe.optim import make_optimizer, weights_to_evaluate
 from vmoe.schedules import make_schedule
 
 Metrics = dict[str, jax.Array]
@@ -36,6 +40,11 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     key: jax.Array
+
+    @property
+    def evaluated(self) -> Any:
+        """The weights to evaluate: their running average where optim.average_decay is set."""
+        return weights_to_evaluate(self.params, self.opt_state)
 
 
 def init_state(config: TrainConfig, image_shape: tuple[int, int, int]) -> TrainState:
@@ -88,16 +97,32 @@ def _compiled_step(config: TrainConfig) -> TrainStep:
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        grad = jax.value_and_grad(lambda p: loss(config, p, batch, key), has_aux=True)
-        (_, (metrics, routing)), gradients = grad(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        shares = targets(batch["labels"], config.model.num_classes)
+        batch = mixup(config.mixup, batch | {"labels": shares}, named_key(key, "mixup"))
+        objective = partial(trained_on, config)
+        grads, metrics, routing = gradients(
+            objective, state.params, batch, key, config.microbatches
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params = move_biases(config, state.params, params, routing)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
-        metrics |= gradient_norms(gradients)
+        metrics |= gradient_norms(grads)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def trained_on(
+    config: TrainConfig, params: Any, batch: dict[str, jax.Array], key: jax.Array
+) -> tuple[jax.Array, tuple[Metrics, dict[str, Any]]]:
+    """`loss`, of images first changed against the model if the config says so."""
+    images = perturbed(
+        config.adversarial,
+        lambda x: loss(config, params, batch | {"images": x}, key)[0],
+        batch["images"],
+    )
+    return loss(config, params, batch | {"images": jax.lax.stop_gradient(images)}, key)
 
 
 def loss(
@@ -122,12 +147,12 @@ def loss(
     return total, (metrics, routing)
 
 
-def gradient_norms(gradients: Any) -> Metrics:
+def gradient_norms(grads: Any) -> Metrics:
     """The norm of all gradients, and of each part's: embedding, every encoder block, head."""
-    parts = {name: part for name, part in gradients.items() if name != "Encoder"}
-    parts |= gradients.get("Encoder", {})
+    parts = {name: part for name, part in grads.items() if name != "Encoder"}
+    parts |= grads.get("Encoder", {})
     norms = {f"grad_norm/{name}": optax.tree.norm(part) for name, part in parts.items()}
-    return {"grad_norm": optax.tree.norm(gradients)} | norms
+    return {"grad_norm": optax.tree.norm(grads)} | norms
 
 
 def _block_scalars(block: str, report: dict[str, jax.Array]) -> Metrics:

@@ -71,7 +71,7 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
                 log.flush()
             if config.eval_every and step % config.eval_every == 0 and not last:
                 log.flush()
-                log.evaluation(step, evaluate(config, state.params, test_images).scalars())
+                log.evaluation(step, evaluate(config, state.evaluated, test_images).scalars())
             if last or step % config.checkpoint.every == 0:
                 log.flush()  # raises before a state that is not finite could be saved
                 checkpoints.save(step, tuple(state), batches.get_state())
@@ -79,7 +79,7 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
             if last:
                 break
     if saved == config.steps and start < config.steps:
-        log.evaluation(saved, evaluate(config, state.params, test_images).scalars())
+        log.evaluation(saved, evaluate(config, state.evaluated, test_images).scalars())
     log.close()
     for kind, images in (("training", train_images), ("test", test_images)):
         tell_skipped(kind, images, out)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.vmoe.tiny import CONFIG
 from tests.vmoe.vectors import MODELS, TOLERANCE, load, paths, relative_error, tree
-from vmoe.config import OptimConfig, ScheduleConfig, TrainConfig
+from vmoe.config import AdversarialConfig, MixupConfig, OptimConfig, ScheduleConfig, TrainConfig
 from vmoe.optim import make_optimizer
 from vmoe.state import TrainState, gradient_norms, init_state, make_train_step
 
@@ -111,6 +111,34 @@ def test_the_metrics_of_a_step(train_step):
     assert 0 <= metrics["encoderblock_1/dropped"] < 1
     parts = [v**2 for name, v in metrics.items() if name.startswith("grad_norm/")]
     np.testing.assert_allclose(np.sqrt(sum(parts)), metrics["grad_norm"], rtol=1e-5)
+
+
+def test_microbatches_remat_and_mixup_in_one_step():
+    """With full batches of the same groups and nothing drawn, parts add up to the plain step."""
+    moe = replace(CONFIG.model.moe, router=replace(CONFIG.model.moe.router, noise_std=0.0))
+    plain = replace(CONFIG, model=replace(CONFIG.model, dropout=0.0, moe=moe))
+    cut = replace(plain, microbatches=2, model=replace(plain.model, remat="full"))
+    (one, a), (two, b) = (make_train_step(c)(fresh(), batch()) for c in (plain, cut))
+    for name in ("loss", "grad_norm", "encoderblock_1/dropped"):
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(one.opt_state), jax.tree.leaves(two.opt_state), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6)
+
+
+def test_harder_steps():
+    """Images against the model have a larger loss; mixed ones too; the average lags behind."""
+    optim = replace(CONFIG.optim, average_decay=0.75, schedule=ScheduleConfig(name="constant"))
+    config = replace(
+        CONFIG, optim=optim, mixup=MixupConfig(0.5), adversarial=AdversarialConfig(1, 0.2)
+    )
+    _, plain = make_train_step(CONFIG)(fresh(), batch())
+    before = init_state(config, (8, 8, 1))
+    start = jax.tree.map(np.asarray, before.params)
+    state, metrics = make_train_step(config)(before, batch())
+    assert metrics["loss"] > plain["loss"]
+    wanted = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, start, state.params)
+    for ours, mean in zip(jax.tree.leaves(state.evaluated), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours, mean, atol=1e-6)
 
 
 def test_gradient_norms_by_part():
