@@ -12,8 +12,11 @@ usage: vmoe COMMAND [FLAGS]
 commands
   train --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
         Train. Started again in the same workdir, it goes on from the last checkpoint.
-  evaluate --workdir=DIR [CHOICES] [--config.FIELD=VALUE ...]
-        Evaluate the last checkpoint of a run on its test images.
+  evaluate --workdir=DIR [--sets=NAMES] [--ood=CONFIG] [CHOICES]
+           [--config.FIELD=VALUE ...]
+        Evaluate the last checkpoint of a run on its test images. NAMES are some of calibration,
+        ood, corruptions, fewshot, routing, ensemble, adversarial; or all. CONFIG has the images
+        from outside, for ood.
   predict --workdir=DIR IMAGE... [--top=3] [--out=DIR] [CHOICES]
         Classify image files; show the time and which experts saw which patches, --out draws them.
         Each image by itself, unless --noindependent is given.
@@ -100,7 +103,7 @@ CHOICE_SWITCHES = ("bpr", "dropless", "independent")
 
 COMMANDS = {
     "train": Command(("config", "workdir")),
-    "evaluate": Command(("workdir", *CHOICES), switches=CHOICE_SWITCHES),
+    "evaluate": Command(("workdir", "sets", "ood", *CHOICES), switches=CHOICE_SWITCHES),
     "predict": Command(("workdir", "top", "out", *CHOICES), ("IMAGE...",), CHOICE_SWITCHES),
     "demo": Command(("workdir",)),
     "inspect": Command(arguments=("CKPT",)),

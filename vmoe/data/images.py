@@ -38,8 +38,8 @@ class Images:
         """The first `count` images; None for all."""
         return Images(self.images[:count], self.labels[:count], self.num_classes)
 
-    def batch(self, rows: slice) -> Batch:
-        """{"images", "labels", "mask"} of consecutive rows; the mask is True for all."""
+    def batch(self, rows: slice | np.ndarray) -> Batch:
+        """{"images", "labels", "mask"} of some rows; the mask is True for all."""
         labels = self.labels[rows]
         return {"images": self.images[rows], "labels": labels, "mask": np.ones(len(labels), bool)}
 

@@ -111,9 +111,9 @@ class StoredImages:
         self._check(record, pixels.shape)
         return pixels, record.label
 
-    def batch(self, rows: slice) -> Batch:
-        """{"images", "labels", "mask"} of consecutive rows; a corrupt image is masked out."""
-        numbers = range(len(self))[rows]
+    def batch(self, rows: slice | np.ndarray) -> Batch:
+        """{"images", "labels", "mask"} of some rows; a corrupt image is masked out."""
+        numbers = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
         with ThreadPoolExecutor(self._config.threads) as pool:
             found = list(pool.map(self.read, numbers))
         blank = np.zeros(self.shape, np.float32), 0
