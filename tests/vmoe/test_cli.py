@@ -24,7 +24,8 @@ def test_version(capsys):
 def test_configs(capsys):
     assert main(["configs"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == ["demo", "fashion_mnist"]
+    assert {"demo", "fashion_mnist"} <= set(names)
+    assert not any(name.startswith("_") for name in names)
 
 
 def test_no_command(capsys):
@@ -49,6 +50,7 @@ def test_no_command(capsys):
         (["evaluate"], "--workdir is missing; fix: --workdir=DIR"),
         (["evaluate", "--workdir=nowhere", "--k=two"], "nowhere/config.json cannot be read"),
         (["evaluate", "--workdir=nowhere"], "nowhere/config.json cannot be read"),
+        (["evaluate", "--workdir=nowhere", "--sets=rooting"], "--sets has rooting; fix: use some"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_nothing_is_written(

@@ -10,7 +10,9 @@ from vmoe.overrides import CONFIGS
 
 def run(given: Given) -> int:
     """Prints each config's name and the first line of its docstring."""
-    for file in sorted(CONFIGS.glob("[a-z]*.py")):
+    files = sorted(CONFIGS.glob("[a-z]*.py"))
+    width = max(len(file.stem) for file in files)
+    for file in files:
         text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        print(f"{file.stem:16} {text.splitlines()[0]}")
+        print(f"{file.stem:{width}}  {text.splitlines()[0]}")
     return 0
