@@ -22,6 +22,8 @@ commands
         Each image by itself, unless --noindependent is given.
   demo [--workdir=DIR] [--config.FIELD=VALUE ...]
         Train a small V-MoE on handwritten digits, evaluate it, print the result.
+  upcycle --from=DENSE --config=FILE [--out=DIR] [--config.FIELD=VALUE ...]
+        Make a dense checkpoint sparse: a run at DIR to be trained, or FILE.npz with --image=SIZE.
   inspect CKPT
         Print the tree of a checkpoint: released V-MoE, .npz, .safetensors, or a run's workdir.
   convert SRC DST [--part=params]
@@ -106,6 +108,7 @@ COMMANDS = {
     "evaluate": Command(("workdir", "sets", "ood", *CHOICES), switches=CHOICE_SWITCHES),
     "predict": Command(("workdir", "top", "out", *CHOICES), ("IMAGE...",), CHOICE_SWITCHES),
     "demo": Command(("workdir",)),
+    "upcycle": Command(("from", "config", "out", "image")),
     "inspect": Command(arguments=("CKPT",)),
     "convert": Command(("part",), ("SRC", "DST")),
     "configs": Command(),

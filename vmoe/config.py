@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vmoe.errors import UserError
+from vmoe.init_config import InitFromConfig
 from vmoe.model_config import ModelConfig
 
 DATASETS = ("digits", "idx", "npz", "folder", "tfrecord", "array_record", "tfds")
@@ -197,6 +198,7 @@ class TrainConfig:
       loss: one of LOSSES.
       label_smoothing: share of each label spread evenly over the classes.
       microbatches: parts of the batch that gradients are summed over, one in memory at a time.
+      init_from: the checkpoint that its first weights come from.
       mixup, adversarial, model, data, optim, checkpoint: see there.
     """
 
@@ -214,6 +216,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    init_from: InitFromConfig = field(default_factory=InitFromConfig)
 
     def validate(self) -> TrainConfig:
         """Returns the config itself once every rule holds.
@@ -229,6 +232,7 @@ class TrainConfig:
         _known("optim.schedule.name", self.optim.schedule.name, SCHEDULES)
         _known("optim.momentum_dtype", self.optim.momentum_dtype, ("float32", "bfloat16"))
         _validate_rates(self)
+        self.init_from.validate()
         return self
 
 

@@ -17,6 +17,7 @@ from vmoe.balance import move_biases
 from vmoe.config import CheckpointConfig, DataConfig, TrainConfig
 from vmoe.ensemble import repeat_images
 from vmoe.gradients import gradients
+from vmoe.init_config import InitFromConfig
 from vmoe.layers.params import named_key
 from vmoe.losses import LOSSES, targets, training_loss
 from vmoe.mixup import mixup
@@ -86,7 +87,7 @@ def _of_a_step(config: TrainConfig) -> TrainConfig:
     """The config with nothing left that changes no step."""
     return replace(
         config, seed=0, workdir="", log_every=1, eval_every=0,
-        data=DataConfig(), checkpoint=CheckpointConfig(),
+        data=DataConfig(), checkpoint=CheckpointConfig(), init_from=InitFromConfig(),
     )  # fmt: skip
 
 

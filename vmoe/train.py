@@ -18,6 +18,7 @@ from vmoe.errors import RunError, UserError
 from vmoe.evaluate import evaluate
 from vmoe.metrics import MetricWriter, Progress, first_not_finite
 from vmoe.routing import check_router
+from vmoe.start import start_from
 from vmoe.state import TrainState, init_state, make_train_step
 from vmoe.workdir import open_workdir
 
@@ -46,6 +47,9 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
     """
     train_images, test_images = pipeline.load(config.data)
     state = _new_state(config.validate(), train_images)
+    if config.init_from.path and not Checkpoints(config.workdir).steps():
+        state, line = start_from(config, state)
+        print(line, file=out)
     batches = pipeline.training_batches(train_images, config.data, config.seed)
     workdir = open_workdir(config, train_images.shape)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)

@@ -1,0 +1,1 @@
+"""From a checkpoint's arrays to a model's first weights."""
