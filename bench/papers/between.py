@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from bench.papers import arms
+from bench.papers import arms, speed
 from bench.papers.jobs import Job
 from bench.papers.protocol import Settings
 from bench.papers.scores import SCORES, Comparison, compared
@@ -12,9 +12,10 @@ Pair = tuple[str, str]
 
 
 def jobs(names: Sequence[str], store: Store, data: arms.Data, settings: Settings) -> Iterator[Job]:
-    """The runs that are missing, of all the arms."""
+    """The runs that are missing, of all the arms, then what they cost."""
     for name in names:
         yield from arms.jobs(name, store, data, settings)
+    yield from speed.jobs(names, store, data, settings)
 
 
 def complete(arm: str, store: Store, settings: Settings) -> bool:
@@ -57,13 +58,13 @@ def comparisons(
 def table(
     names: Sequence[str], wanted: Sequence[str], store: Store, data: arms.Data, settings: Settings
 ) -> list[list[str]]:
-    """A line for each arm that has all its runs: learning rate, and the mean of each score."""
-    lines = [["arm", "learning rate", *wanted]]
+    """A line for each arm that has all its runs: cost, learning rate, the mean of each score."""
+    lines = [["arm", *speed.HEAD, "learning rate", *wanted]]
     for arm in names:
         if not complete(arm, store, settings):
             continue
         found = scored(arm, store, data, settings, wanted)
         rate = store.read(arms.run_name(arm, settings.seeds[0]))["learning_rate"]
         means = [f"{sum(found[s]) / len(found[s]):.4g}" for s in wanted]
-        lines.append([arm, f"{rate:g}", *means])
+        lines.append([arm, *speed.cells(arm, store), f"{rate:g}", *means])
     return lines

@@ -35,7 +35,7 @@ def log_probabilities(
     found, dropped = [], []
     for number, start in enumerate(range(0, len(images), batch)):
         more = None if inputs is None else inputs(number)
-        log_p, share = _batch(config, params, images[start : start + batch], more)
+        log_p, share = classify(config, params, images[start : start + batch], more)
         found.append(np.asarray(log_p))
         dropped.append(share)
     share = None if dropped[0] is None else float(np.mean(dropped))
@@ -43,9 +43,10 @@ def log_probabilities(
 
 
 @partial(jax.jit, static_argnums=0)
-def _batch(
+def classify(
     config: ModelConfig, params: Any, images: jax.Array, inputs: Any
 ) -> tuple[jax.Array, jax.Array | None]:
+    """Log-probabilities of one batch, and the share dropped; `inputs` is one mapping per block."""
     logits, routing = model.apply(config, params, images, moe_inputs=inputs)
     log_p = jax.nn.log_softmax(average("softmax", logits, config.ensemble_size))
     shares = [r["dropped"] for r in routing.values() if isinstance(r, dict) and "dropped" in r]

@@ -6,7 +6,7 @@ import pytest
 
 from bench.papers.macs import count
 from bench.papers.protocol import ARMS
-from vmoe import model
+from bench.papers.speed import macs_per_image
 
 
 def shaped(*shape):
@@ -38,13 +38,7 @@ def test_a_product_in_a_loop_is_refused():
 
 
 def test_the_arms_execute_equal_products():
-    images = 200
-
-    def macs(config):
-        params = jax.eval_shape(lambda k: model.init(config, k, (28, 28, 1)), jax.random.key(0))
-        return count(lambda p, x: model.apply(config, p, x)[0], params, shaped(images, 28, 28, 1))
-
-    found = {name: macs(config) / images for name, config in ARMS.items()}
+    found = {name: macs_per_image(c, (28, 28, 1), 200) for name, c in ARMS.items()}
     dense, soft = found["dense"], found.pop("soft")
     assert 3.40e6 < dense < 3.42e6
     for name, per_image in found.items():

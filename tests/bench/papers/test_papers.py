@@ -114,8 +114,8 @@ def test_a_random_order_that_is_token_order_is_vanilla(finished):
     config = protocol.train_config("vmoe_k1", 0.001, 0, TINY)
     params, images = arms.params_of("vmoe_k1", 0, store), jnp.asarray(data.test.images[:16])
     falling = -jnp.broadcast_to(jnp.arange(64.0), (4, 64))
-    wanted, dropped = predict._batch(bpr.served(config, 0.3, "vanilla"), params, images, None)
-    found, other = predict._batch(
+    wanted, dropped = predict.classify(bpr.served(config, 0.3, "vanilla"), params, images, None)
+    found, other = predict.classify(
         bpr.served(config, 0.3, "random"), params, images, [{"priority": falling}]
     )
     np.testing.assert_allclose(found, wanted, atol=1e-6)
