@@ -50,10 +50,16 @@ def load(path: str, settings: Settings) -> Data:
     return Data(images.first(first), held_out, test.first(settings.test_images))
 
 
-def jobs(arm: str, store: Store, data: Data, settings: Settings) -> Iterator[Job]:
-    """What an arm still lacks: trial runs for its learning rate, then the runs of the seeds."""
+def jobs(
+    arm: str, store: Store, data: Data, settings: Settings, seeds: Sequence[int] | None = None
+) -> Iterator[Job]:
+    """What an arm still lacks: trial runs for its learning rate, then the runs of the seeds.
+
+    The seeds are those of the settings unless others are given.
+    """
     cost = 3 * settings.steps * settings.batch_size  # a backward counts as two forwards
-    missing = [s for s in settings.seeds if not store.has(run_name(arm, s))]
+    wanted = settings.seeds if seeds is None else seeds
+    missing = [s for s in wanted if not store.has(run_name(arm, s))]
     if not missing:
         return
     for rate in settings.learning_rates:

@@ -109,7 +109,8 @@ def _verdict(one: Comparison, family: Mapping[str, float]) -> str:
     assert one.primary is not None
     p = family[one.primary]
     shown = "a difference is shown" if p < LEVEL else "no difference is shown"
-    return f"Primary, {one.primary}: {one.mean:+.2f} points, p = {p:.4f} after Holm: **{shown}**.\n"
+    size = f"{one.mean:+.2f} points" if one.unit else f"{one.mean:+.4f}"
+    return f"Primary, {one.primary}: {size}, p = {p:.4f} after Holm: **{shown}**.\n"
 
 
 def _equivalence(one: Comparison, margin: float = 0.1) -> str:

@@ -24,7 +24,7 @@ PRIMARY = {
     (PAIRS[0], "accuracy"): "routers: expert choice",
     (PAIRS[1], "accuracy"): "routers: soft",
 }
-WANTED = ("accuracy",)
+WANTED = ("accuracy", "NLL", "Brier", "ECE")
 
 
 def jobs(store: Store, data: arms.Data, settings: Settings) -> Iterator[Job]:
