@@ -20,6 +20,9 @@ commands
   predict --workdir=DIR IMAGE... [--top=3] [--out=DIR] [CHOICES]
         Classify image files; show the time and which experts saw which patches, --out draws them.
         Each image by itself, unless --noindependent is given.
+  sweep RUN... [--capacities=2,1,0.5,0.25] [--budgets=1,0.5,0.25] [--rounds=5] [--out=DIR]
+        Accuracy, multiply-adds and time of runs, and of all together, as capacity and budget fall;
+        --out writes JSON and a page. Of CHOICES, --k and --independent.
   demo [--workdir=DIR] [--config.FIELD=VALUE ...]
         Train a small V-MoE on handwritten digits, evaluate it, print the result.
   upcycle --from=DENSE --config=FILE [--out=DIR] [--config.FIELD=VALUE ...]
@@ -107,6 +110,9 @@ COMMANDS = {
     "train": Command(("config", "workdir")),
     "evaluate": Command(("workdir", "sets", "ood", *CHOICES), switches=CHOICE_SWITCHES),
     "predict": Command(("workdir", "top", "out", *CHOICES), ("IMAGE...",), CHOICE_SWITCHES),
+    "sweep": Command(
+        ("capacities", "budgets", "rounds", "out", *CHOICES), ("RUN...",), CHOICE_SWITCHES
+    ),
     "demo": Command(("workdir",)),
     "upcycle": Command(("from", "config", "out", "image")),
     "inspect": Command(arguments=("CKPT",)),

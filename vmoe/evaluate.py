@@ -113,12 +113,12 @@ def _batch_sums(
         "images": jnp.sum(mask),
         "right": jnp.sum(right & mask),
         "loss": jnp.sum(jnp.where(mask, losses, 0.0)),
-        "asked": {block: _asked(report) for block, report in reports.items()},
+        "asked": {block: asked_pairs(report) for block, report in reports.items()},
         "load": {block: jnp.sum(report["load"], axis=0) for block, report in reports.items()},
     }
 
 
-def _asked(report: dict[str, jax.Array]) -> jax.Array:
+def asked_pairs(report: dict[str, jax.Array]) -> jax.Array:
     """(token, choice) pairs that wanted a place in a block: whole numbers, read off the shares.
 
     A group that asked kept at least one, because a capacity is at least 1.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vmoe.commands.given import Given
 from vmoe.errors import UserError
 from vmoe.inference import Choices
@@ -14,7 +16,7 @@ def choices_of(given: Given) -> Choices:
       UserError: for a value that is no number.
     """
     flags = given.flags
-    capacity = tuple(number("capacity", text) for text in _listed(flags.get("capacity", "")))
+    capacity = numbers("capacity", flags.get("capacity"), ())
     k = number("k", flags["k"]) if "k" in flags else None
     if k is not None and k != int(k):
         raise UserError(f"--k={flags['k']} is no whole number; fix: 1 or more")
@@ -42,6 +44,15 @@ def number(flag: str, text: str) -> float:
     if not -1e9 < value < 1e9:
         raise UserError(f"--{flag}={text} is no number; fix: for example --{flag}=1")
     return value
+
+
+def numbers(flag: str, text: str | None, default: Sequence[float]) -> tuple[float, ...]:
+    """The numbers of a value such as "2,1,0.5"; the default where the flag was not given.
+
+    Raises:
+      UserError: if one of them is none.
+    """
+    return tuple(default) if text is None else tuple(number(flag, one) for one in _listed(text))
 
 
 def _listed(text: str) -> list[str]:

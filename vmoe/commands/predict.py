@@ -12,7 +12,7 @@ from vmoe.commands.given import Given, quiet
 from vmoe.errors import UserError
 from vmoe.inference import chosen_model
 from vmoe.use.classify import Prediction, classify
-from vmoe.use.files import read_image, write_bytes
+from vmoe.use.files import make_folder, read_image, write_bytes
 from vmoe.use.grid import picture, text_grid
 from vmoe.use.trained import Trained, load_trained
 
@@ -28,18 +28,17 @@ def run(given: Given) -> int:
     top = int(number("top", given.flags.get("top", str(TOP))))
     if top < 1:
         raise UserError(f"--top={top} leaves no class to show; fix: 1 or more")
-    out = _folder(given.flags.get("out"))
     quiet()
     trained = load_trained(workdir, given.overrides)
     chosen_model(trained.config.model, choices)
     images = [read_image(p, trained.image_shape, trained.config.data) for p in given.arguments]
+    out = make_folder("out", given.flags.get("out"))
     print(f"step {trained.step} of {trained.name}, {choices}")
     predictions = classify(trained, images, choices)
     for path, image, prediction in zip(given.arguments, images, predictions, strict=True):
         print(f"\n{path}  {1e3 * prediction.seconds:.1f} ms")
         _show(trained, prediction, top)
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
             file = out / f"{Path(path).stem}.experts.svg"
             write_bytes(file, picture(trained, image, prediction, Path(path).name).encode())
             print(f"drawn in {file}")
@@ -52,12 +51,3 @@ def _show(trained: Trained, prediction: Prediction, top: int) -> None:
         print(f"  class {label}  {prediction.probabilities[label]:7.2%}")
     for line in text_grid(trained, prediction):
         print(line)
-
-
-def _folder(name: str | None) -> Path | None:
-    if name is None:
-        return None
-    folder = Path(name)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out={name} is a file; fix: the name of a folder")
-    return folder

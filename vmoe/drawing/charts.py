@@ -20,7 +20,7 @@ class Line(NamedTuple):
 
     Attributes:
       name: for the legend.
-      points: (x, y) in order of x; a y that is not finite leaves a gap.
+      points: (x, y) in the order they are joined; a y that is not finite leaves a gap.
       dashed: drawn so.
       marks: whether each point has a dot.
     """

@@ -66,11 +66,20 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror}; fix: another --out") from None
 
 
-def check_folder(flag: str, path: str | Path) -> None:
-    """Refuses a file that could not be written, before the work is done.
+def make_folder(flag: str, name: str | None) -> Path | None:
+    """The folder of a flag, made if it is not there; None if the flag was not given.
 
     Raises:
-      UserError: if its folder is not there.
+      UserError: if it cannot be made.
     """
-    if not Path(path).parent.is_dir():
-        raise UserError(f"--{flag}={path}: {Path(path).parent} is no folder; fix: make it first")
+    if name is None:
+        return None
+    folder = Path(name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"--{flag}={name} is no folder and cannot be made one: {error.strerror}; "
+            "fix: another name"
+        ) from None
+    return folder

@@ -91,7 +91,7 @@ def test_the_command(workdir, image_files, tmp_path, capsys):
         (["--workdir=RUN", "--k=two", "{}/grey.png"], "--k=two is no number"),
         (["--workdir=RUN", "--k=1.5", "{}/grey.png"], "--k=1.5 is no whole number"),
         (["--workdir=RUN", "--k=9", "{}/grey.png"], "k=9 is more than moe.num_experts=4"),
-        (["--workdir=RUN", "--out={}/grey.png", "{}/grey.png"], "grey.png is a file; fix: the"),
+        (["--workdir=RUN", "--out={}/grey.png", "{}/grey.png"], "grey.png is no folder"),
         (["--workdir=RUN", "--config.model.width=16", "{}/grey.png"],
          "does not fit the config: Encoder/encoder_norm/bias is [8], not [16]"),
     ],
