@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -74,13 +76,18 @@ def _guarded(name: str, flags: list[str]) -> int:
         own, overrides = _split(flags)
         values, arguments = _parse(name, command, own)
         run = import_module(f"vmoe.commands.{name}").run
-        return int(run(Given(values, overrides, arguments)))
+        code = int(run(Given(values, overrides, arguments)))
+        sys.stdout.flush()
+        return code
     except UserError as error:
         return _complain(error, 2)
     except RunError as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
+    except BrokenPipeError:  # `vmoe inspect CKPT | head` has read all it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _complain(error: object, code: int) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from vmoe.config import TrainConfig
 from vmoe.errors import UserError
@@ -65,7 +64,9 @@ def _with_moments(init: InitFromConfig, leaves: Leaves, params: Any, opt_state: 
 
 
 def _replaced(tree: Any, given: Mapping[str, Any]) -> Any:
-    """The tree with the leaves of these paths replaced."""
+    """The tree with the leaves of these paths replaced, each where the old one was."""
     return jax.tree.map(
-        lambda leaf, path: jnp.asarray(given[path]) if path in given else leaf, tree, named(tree)
+        lambda leaf, path: jax.device_put(given[path], leaf.sharding) if path in given else leaf,
+        tree,
+        named(tree),
     )

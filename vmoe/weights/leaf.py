@@ -23,6 +23,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """The types of numbers that a file may hold, by name."""
 
 MAX_DIMS = 32
+MAX_GROWTH = 100
+"""A compressed file that unpacks to more than so many times its size is refused..."""
+MAX_SMALL = 2**24
+"""... unless it unpacks to no more bytes than this."""
 
 
 @dataclass(frozen=True)

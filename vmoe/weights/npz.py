@@ -13,15 +13,22 @@ from typing import Any
 import numpy as np
 
 from vmoe.errors import UserError
-from vmoe.weights.leaf import DTYPES, Leaf, Leaves, check_paths, malformed, shape_of, unreadable
+from vmoe.weights.leaf import (
+    DTYPES,
+    MAX_GROWTH,
+    MAX_SMALL,
+    Leaf,
+    Leaves,
+    check_paths,
+    malformed,
+    shape_of,
+    unreadable,
+)
 from vmoe.weights.whole import written_whole
 
 NPY = ".npy"
 BFLOAT16 = DTYPES["bfloat16"]
 RAW = np.dtype("V2")
-MAX_GROWTH = 100
-"""An archive that unpacks to more than so many times its size is refused, past MAX_SMALL bytes."""
-MAX_SMALL = 2**24
 
 
 def read(file: Path) -> Leaves:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,16 @@ import numpy as np
 
 from vmoe.checkpoint import MANIFEST, TREE, Checkpoints, damage
 from vmoe.errors import UserError
-from vmoe.weights.leaf import Leaf, Leaves, flat
+from vmoe.weights.leaf import (
+    MAX_GROWTH,
+    MAX_SMALL,
+    Leaf,
+    Leaves,
+    dtype_of,
+    flat,
+    malformed,
+    shape_of,
+)
 
 FIELDS = ("step", "params", "opt_state", "key")
 """The parts of a training state, which is saved as a tuple of them."""
@@ -46,13 +57,19 @@ def read(folder: Path) -> Leaves:
         raise UserError(f"checkpoint {folder} is damaged ({problem}); fix: an earlier one")
     declared = _declared(folder)
     part_of = cache(partial(_read_part, folder, declared))
-    return {
+    leaves = {
         f"{FIELDS[number]}/{path}".removesuffix("/"): Leaf(
-            tuple(info.shape), np.dtype(info.dtype), partial(_read_leaf, part_of, number, path)
+            shape_of(info.shape, folder),
+            dtype_of(str(info.dtype), folder),
+            partial(_read_leaf, part_of, number, path),
         )
         for number, part in enumerate(declared)
         for path, info in flat(part).items()
     }
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if sum(leaf.nbytes for leaf in leaves.values()) > max(MAX_GROWTH * there, MAX_SMALL):
+        raise malformed(folder, f"it declares arrays of more than {MAX_GROWTH} times its size")
+    return leaves
 
 
 def _read_leaf(part_of: Any, number: int, path: str) -> np.ndarray:
@@ -61,7 +78,7 @@ def _read_leaf(part_of: Any, number: int, path: str) -> np.ndarray:
 
 def _declared(folder: Path) -> list[Any]:
     """The shapes and dtypes of each part, as orbax has them."""
-    with _checkpointer() as checkpointer:
+    with _checkpointer(folder) as checkpointer:
         tree = checkpointer.metadata(folder / TREE).item_metadata.tree
     if not isinstance(tree, (list, tuple)) or len(tree) != len(FIELDS):
         raise UserError(
@@ -80,14 +97,20 @@ def _read_part(folder: Path, declared: list[Any], number: int) -> dict[str, np.n
         for i, part in enumerate(declared)
     ]
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), declared)
-    with _checkpointer() as checkpointer:
+    with _checkpointer(folder) as checkpointer:
         restored = checkpointer.restore(
             folder / TREE, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments)
         )
     return flat(restored[number])
 
 
-def _checkpointer() -> Any:
+@contextlib.contextmanager
+def _checkpointer(folder: Path) -> Iterator[Any]:
     import orbax.checkpoint as ocp
 
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            yield checkpointer
+    except Exception as error:  # orbax and tensorstore raise what their parsers do
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise malformed(folder / TREE, f"orbax cannot read it ({reason})") from None

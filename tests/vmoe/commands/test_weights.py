@@ -1,5 +1,9 @@
 """`vmoe inspect` and `vmoe convert`, on the recorded checkpoints."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -30,6 +34,17 @@ def test_inspect_does_not_read_the_data(tmp_path, capsys):
         damage = file.read_bytes() if file.suffix == ".index" else bytes(file.stat().st_size)
         (tmp_path / file.name).write_bytes(damage)
     assert main(["inspect", str(tmp_path / "ckpt_5.index")]) == 0
+
+
+def test_inspect_into_a_pipe_that_is_closed():
+    command = f"import sys; from vmoe.cli import main; sys.exit(main(['inspect', '{THREE}']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", command], stdout=writer, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_a_name_cannot_move_the_cursor(tmp_path, capsys):

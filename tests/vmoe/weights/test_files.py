@@ -1,6 +1,9 @@
 """Any checkpoint by its path: its format, the parts of a training state, and what is none."""
 
 import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from vmoe.checkpoint import Checkpoints
+from vmoe.checkpoint import MANIFEST, TREE, Checkpoints, describe
 from vmoe.errors import UserError
 from vmoe.state import TrainState
 from vmoe.weights import files, run
@@ -58,6 +61,38 @@ def test_one_checkpoint_of_a_run_and_a_damaged_one(workdir):
     with pytest.raises(UserError, match=f"{first} is damaged"):
         files.read(first)
     gc.collect()  # what orbax leaves behind
+
+
+def hostile(folder: Path, edit: Callable[[str], str]) -> str:
+    """Changes what orbax says of the arrays, and the manifest with it: no checksum tells."""
+    file = folder / TREE / "_METADATA"
+    file.write_text(edit(file.read_text()))
+    (folder / MANIFEST).write_text(json.dumps(describe(folder)))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda text: text[:-5], "is malformed"),
+        (lambda text: "[" * 5000, "is malformed"),
+        (lambda text: "{}", "is malformed|does not hold step"),
+    ],
+)
+def test_a_hostile_run(state, tmp_path, edit, message):
+    folder = Checkpoints(tmp_path).save(1, tuple(state), {})
+    path = hostile(folder, edit)
+    with pytest.raises(UserError, match=message):
+        [leaf.read() for leaf in files.read(path).leaves.values()]
+    gc.collect()  # what orbax leaves behind
+
+
+def test_a_run_that_unpacks_to_too_much(state, tmp_path):
+    """Zeros take next to nothing in a file, and all their bytes in memory."""
+    nothing = {"head": jnp.zeros((5000, 1000))}
+    Checkpoints(tmp_path).save(1, tuple(state._replace(params=nothing)), {})
+    with pytest.raises(UserError, match="declares arrays of more than 100 times its size"):
+        files.read(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".index"])
