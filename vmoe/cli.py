@@ -31,7 +31,7 @@ commands
         Make a dense checkpoint sparse: a run at DIR to be trained, or FILE.npz with --image=SIZE.
   inspect CKPT
         Print the tree of a checkpoint: released V-MoE, .npz, .safetensors, or a run's workdir.
-  convert SRC DST [--part=params]
+  convert SRC DST [--part=params] [--names=augreg]
         Copy a checkpoint to the format of DST: .npz, .safetensors, .index (released V-MoE).
   configs
         List the configs that come with vmoe.
@@ -123,7 +123,7 @@ COMMANDS = {
     "demo": Command(("workdir",)),
     "upcycle": Command(("from", "config", "out", "image")),
     "inspect": Command(arguments=("CKPT",)),
-    "convert": Command(("part",), ("SRC", "DST")),
+    "convert": Command(("part", "names"), ("SRC", "DST")),
     "configs": Command(),
 }
 

@@ -7,11 +7,15 @@ from pathlib import Path
 from vmoe.commands.given import Given, quiet
 from vmoe.commands.inspect import size
 from vmoe.errors import UserError
+from vmoe.initialize.layouts import in_names_of
 from vmoe.weights import files
 
 
 def run(given: Given) -> int:
-    """Copies every array, or with --part=PATH those under it, to the format of DST's suffix."""
+    """Copies every array, or with --part=PATH those under it, to the format of DST's suffix.
+
+    With --names=augreg or vmoe each gets the name that it has there.
+    """
     quiet()
     source, target = given.arguments
     found = files.read(source)
@@ -24,6 +28,8 @@ def run(given: Given) -> int:
             raise UserError(
                 f"{found.path} has nothing under {prefix}; fix: --part= one of {', '.join(tops)}"
             )
+    if "names" in given.flags:
+        leaves = in_names_of(given.flags["names"], leaves)
     files.write(target, leaves)
     nbytes = sum(leaf.nbytes for leaf in leaves.values())
     print(f"wrote {Path(target)}: {len(leaves)} arrays, {size(nbytes)}, from {found.format}")

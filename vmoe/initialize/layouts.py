@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from vmoe.errors import UserError
 from vmoe.init_config import Rule
 from vmoe.initialize.rules import destination
 from vmoe.weights.leaf import Leaves
@@ -14,7 +15,7 @@ class Layout(NamedTuple):
     """A way to name weights.
 
     Attributes:
-      name: for people.
+      name: what `vmoe convert --names` calls it.
       mark: the beginning of a path that only it has.
       rules: applied one after the other, each to every path.
     """
@@ -24,9 +25,10 @@ class Layout(NamedTuple):
     rules: tuple[Rule, ...]
 
 
+OURS = "vmoe"
 LAYOUTS = (
     Layout(
-        "AugReg ViT",
+        "augreg",
         "Transformer/encoderblock_0/MlpBlock_3/",
         (
             Rule("^Transformer/", "Encoder/"),
@@ -54,8 +56,19 @@ def in_our_names(leaves: Leaves) -> Leaves:
     return leaves
 
 
-def in_names_of(layout: Layout, leaves: Leaves) -> Leaves:
-    """The inverse of `in_our_names`."""
+def in_names_of(name: str, leaves: Leaves) -> Leaves:
+    """The same arrays by the names of a layout, or with OURS by our own.
+
+    Raises:
+      UserError: if there is no layout of that name.
+    """
+    leaves = in_our_names(leaves)
+    if name == OURS:
+        return leaves
+    known = {layout.name: layout for layout in LAYOUTS}
+    if name not in known:
+        raise UserError(f"there are no names {name!r}; fix: use one of {', '.join([OURS, *known])}")
+    layout = known[name]
     for rule in reversed(layout.rules):
         back = Rule(("^" if rule.pattern[0] == "^" else "") + rule.path, rule.pattern.lstrip("^"))
         leaves = {destination([back], path)[0]: leaf for path, leaf in leaves.items()}

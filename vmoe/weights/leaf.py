@@ -23,6 +23,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """The types of numbers that a file may hold, by name."""
 
 MAX_DIMS = 32
+MAX_PATH = 1024
+"""Characters of a path; without a limit, a few long names over many leaves fill the memory."""
 MAX_GROWTH = 100
 """A compressed file that unpacks to more than so many times its size is refused..."""
 MAX_SMALL = 2**24
@@ -118,10 +120,13 @@ def check_paths(paths: Iterable[str], file: Path) -> None:
     """Refuses paths that are one thing as text and another as a tree.
 
     Raises:
-      UserError: for an empty name, for "." and "..", and for a leaf that is a branch, too.
+      UserError: for an empty name, for "." and "..", for a leaf that is a branch, too, and for a
+        path of more than MAX_PATH characters.
     """
     known = set(paths)
     for path in known:
+        if len(path) > MAX_PATH:
+            raise malformed(file, f"the path {path[:40]!r}... has {len(path)} characters")
         names = path.split("/")
         if not {"", ".", ".."}.isdisjoint(names):
             raise malformed(file, f"{path[:80]!r} is no path of names")

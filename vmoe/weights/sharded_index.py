@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 
-from vmoe.weights.leaf import dtype_of, malformed, shape_of, unreadable
+from vmoe.weights.leaf import MAX_PATH, dtype_of, malformed, shape_of, unreadable
 
 VERSION = "20220622"
 INDEX_INFO, SLICES = 8, 6
-MAX_INDEX_BYTES = 16 * 2**20
+MAX_INDEX_BYTES = 8 * 2**20
 """A leaf takes some 150 bytes and 20 for each slice; published models have under 1,000 leaves."""
 MAX_DEPTH = 64
 MAX_SHARDS = 99_999
@@ -140,6 +140,8 @@ def _leaves(tree: object, file: Path) -> Iterator[tuple[str, bytes]]:
                     raise malformed(file, f"{str(name)[:80]!r} is no name of an array")
                 stack.append(((*names, name), node[name]))
         elif isinstance(node, msgpack.ExtType) and node.code == INDEX_INFO and names:
+            if sum(map(len, names)) > MAX_PATH:
+                raise malformed(file, f"the path of an array is over {MAX_PATH} characters long")
             yield "/".join(names), node.data
         elif node is not None:
             raise malformed(file, f"{'/'.join(names)[:80]!r} is no array")

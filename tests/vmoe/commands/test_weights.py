@@ -64,6 +64,14 @@ def test_convert_there_and_back(tmp_path, capsys):
     assert all(np.array_equal(ours[path].read(), theirs[path].read()) for path in theirs)
 
 
+def test_convert_to_the_names_of_augreg(tmp_path):
+    there, back = tmp_path / "a.npz", tmp_path / "b.npz"
+    assert main(["convert", str(THREE), str(there), "--part=params", "--names=augreg"]) == 0
+    assert "Transformer/encoderblock_0/MlpBlock_3/Dense_0/bias" in files.read(there).leaves
+    assert main(["convert", str(there), str(back), "--names=vmoe"]) == 0
+    assert set(files.read(back).leaves) == set(files.part(files.read(THREE).leaves, "params/"))
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -72,6 +80,7 @@ def test_convert_there_and_back(tmp_path, capsys):
         (["convert", str(THREE)], "convert: DST is missing"),
         (["convert", str(THREE), "b.pt"], "cannot tell the format of b.pt"),
         (["convert", str(THREE), "b.npz", "--part=opt"], "nothing under opt/; fix: --part= one of"),
+        (["convert", str(THREE), "b.npz", "--names=timm"], "no names 'timm'; fix: use one of vmoe"),
         (["convert", str(THREE), str(THREE) + ".index"], "is there already"),
     ],
 )

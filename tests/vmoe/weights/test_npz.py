@@ -77,6 +77,7 @@ F4 = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }"
         (archive(a=npy(F4 % "1,", b"1234"), a__b=npy(F4 % "1,", b"1234")), "through another array"),
         (archive(**{"..__a": npy(F4 % "1,", b"1234")}), "is no path of names"),
         (archive(__a=npy(F4 % "1,", b"1234")), "is no path of names"),
+        (archive(**{"a__" * 9000: npy(F4 % "1,", b"1234")}), "has 18000 characters"),
         (b"not a zip file", "no archive of arrays"),
         (b"", "no archive of arrays"),
     ],

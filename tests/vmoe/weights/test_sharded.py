@@ -144,6 +144,7 @@ def deep(levels: int) -> dict:
         ({"w": 3}, [GOOD], "'w' is no array"),
         ({"../w": ONE["w"]}, [GOOD], "is no name of an array"),
         ({"..": ONE["w"]}, [GOOD], "is no name of an array"),
+        ({"a" * 2000: ONE["w"]}, [GOOD], "over 1024 characters long"),
         (deep(70), [GOOD], "more than 64 levels deep"),
         ([ONE], [GOOD], "not msgpack as it should be"),
         (ONE, [{"0": GOOD["0"]}], "not marked as a data file"),
