@@ -25,6 +25,8 @@ commands
   sweep RUN... [--capacities=2,1,0.5,0.25] [--budgets=1,0.5,0.25] [--rounds=5] [--out=DIR]
         Accuracy, multiply-adds and time of runs, and of all together, as capacity and budget fall;
         --out writes JSON and a page. Of CHOICES, --k and --independent.
+  export --workdir=DIR --out=FILE [--platforms=cpu,tpu,cuda] [CHOICES]
+        Write the model as StableHLO, weights inside, for any batch size: jax alone can run it.
   demo [--workdir=DIR] [--config.FIELD=VALUE ...]
         Train a small V-MoE on handwritten digits, evaluate it, print the result.
   upcycle --from=DENSE --config=FILE [--out=DIR] [--config.FIELD=VALUE ...]
@@ -120,6 +122,7 @@ COMMANDS = {
     "sweep": Command(
         ("capacities", "budgets", "rounds", "out", *CHOICES), ("RUN...",), CHOICE_SWITCHES
     ),
+    "export": Command(("workdir", "out", "platforms", *CHOICES), switches=CHOICE_SWITCHES),
     "demo": Command(("workdir",)),
     "upcycle": Command(("from", "config", "out", "image")),
     "inspect": Command(arguments=("CKPT",)),

@@ -17,7 +17,7 @@ from vmoe.data import pipeline
 from vmoe.errors import UserError
 from vmoe.overrides import with_overrides
 from vmoe.weights import files
-from vmoe.weights.leaf import flat, nested
+from vmoe.weights.leaf import Leaves, flat, nested
 from vmoe.workdir import CONFIG, read_config, read_image_shape
 
 Shape = tuple[int, int, int]
@@ -30,7 +30,7 @@ class Trained:
     Attributes:
       name: where it is from.
       config: of the run.
-      params: its weights.
+      params: its weights; their running average where the run keeps one.
       image_shape: (height, width, channels) of the images it was trained on.
       step: how many steps it was trained for.
     """
@@ -55,10 +55,19 @@ def load_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
     config = with_overrides(read_config(workdir), overrides).validate()
     shape = read_image_shape(workdir) or pipeline.load(config.data)[0].shape
     checkpoint = files.read(path)
-    arrays = {name: leaf.read() for name, leaf in files.weights(checkpoint.leaves).items()}
+    leaves = files.weights(checkpoint.leaves)
+    if config.optim.average_decay is not None:
+        leaves = _averaged(checkpoint.leaves)
+    arrays = {name: leaf.read() for name, leaf in leaves.items()}
     _check_fit(checkpoint.path, config, shape, arrays)
     params = jax.tree.map(jnp.asarray, nested(arrays))
     return Trained(str(path), config, params, shape, int(checkpoint.leaves["step"].read()))
+
+
+def _averaged(leaves: Leaves) -> Leaves:
+    """The running average of the weights, a part of the optimiser's state."""
+    paths = {path: path.partition("/average/") for path in leaves if path.startswith("opt_state/")}
+    return {name: leaves[path] for path, (_, found, name) in paths.items() if found}
 
 
 def _check_fit(

@@ -1,12 +1,13 @@
 """One tiny run for all tests of what is done with a trained model."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.vmoe.tiny import in_workdir
+from tests.vmoe.tiny import CONFIG, in_workdir
 from vmoe.train import train
 from vmoe.use.trained import load_trained
 
@@ -14,7 +15,8 @@ from vmoe.use.trained import load_trained
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("use") / "run"
-    train(in_workdir(folder, eval_every=6), io.StringIO())
+    optim = replace(CONFIG.optim, average_decay=0.5)
+    train(in_workdir(folder, eval_every=6, optim=optim), io.StringIO())
     return folder
 
 
