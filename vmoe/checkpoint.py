@@ -25,7 +25,7 @@ class Restored(NamedTuple):
     Attributes:
       step: steps taken until then.
       state: the tree.
-      data_position: of the data iterator.
+      data_position: of the data iterator; None: at its beginning.
       refused: what is wrong with the newer ones, newest first.
     """
 

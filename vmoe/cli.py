@@ -35,6 +35,8 @@ commands
         Print the tree of a checkpoint: released V-MoE, .npz, .safetensors, or a run's workdir.
   convert SRC DST [--part=params] [--names=augreg]
         Copy a checkpoint to the format of DST: .npz, .safetensors, .index (released V-MoE).
+  convert SRC DIR --config=FILE [--image=SIZE]
+        Make a checkpoint a run at step 0, for evaluate, predict, sweep, export and train.
   configs
         List the configs that come with vmoe.
 
@@ -126,7 +128,7 @@ COMMANDS = {
     "demo": Command(("workdir",)),
     "upcycle": Command(("from", "config", "out", "image")),
     "inspect": Command(arguments=("CKPT",)),
-    "convert": Command(("part", "names"), ("SRC", "DST")),
+    "convert": Command(("part", "names", "config", "image"), ("SRC", "DST")),
     "configs": Command(),
 }
 

@@ -57,7 +57,8 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
     start = 0
     if restored := checkpoints.restore(tuple(state)):
         start, state = restored.step, TrainState(*restored.state)
-        batches.set_state(restored.data_position)
+        if restored.data_position is not None:  # of a run made of a checkpoint, without its data
+            batches.set_state(restored.data_position)
         for reason in restored.refused:
             print(f"{reason}: refused, using {checkpoints.path(start)}", file=sys.stderr)
         print(f"resumed {workdir} at step {start}", file=out)

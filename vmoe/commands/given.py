@@ -31,6 +31,23 @@ class Given:
             raise UserError(f"--{flag} is missing; fix: {fix}")
         return self.flags[flag]
 
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """What --image=224 or --image=28x28x1 says of height, width and channels.
+
+        Raises:
+          UserError: if it says anything else.
+        """
+        if "image" not in self.flags:
+            return None
+        sizes = self.flags["image"].split("x")
+        if not all(size.isdecimal() and int(size) for size in sizes) or len(sizes) not in (1, 3):
+            raise UserError(
+                f"--image={self.flags['image']} is no size in pixels; "
+                "fix: --image=224, or height, width and channels as in --image=28x28x1"
+            )
+        height, width, channels = map(int, sizes if len(sizes) == 3 else (*sizes * 2, "3"))
+        return height, width, channels
+
     @property
     def with_workdir(self) -> list[str]:
         """The overrides, with --workdir=DIR as one of them."""

@@ -6,33 +6,30 @@ from dataclasses import replace
 from pathlib import Path
 
 from vmoe.commands.given import Given, quiet
-from vmoe.errors import UserError
+from vmoe.new_run import write_run, write_weights
 from vmoe.overrides import load
-from vmoe.upcycle import write_weights, write_workdir
 from vmoe.weights.files import WRITERS
 
 
 def run(given: Given) -> int:
-    """Writes --out: a workdir, or with --image=SIZE a file of one of the formats."""
+    """Writes --out: a workdir, or with --image=SIZE a file of one of the formats.
+
+    With a router whose weights sum to one, such as mixtral's, and no dropped token, the first
+    logits are the dense model's. Source: arXiv:2212.05055.
+    """
     dense = given.need("from", "--from=DENSE, a checkpoint or the workdir of a dense run")
-    config = load(
-        given.need("config", "--config=FILE of the sparse run, for example upcycle_digits"),
-        given.overrides,
-    )
-    out = Path(given.flags.get("out", config.workdir))
+    name = given.need("config", "--config=FILE of the sparse run, for example upcycle_digits")
+    config = load(name, given.overrides)
+    init = replace(config.init_from, path=dense, upcycle=True)
+    out, shape = Path(given.flags.get("out", config.workdir)), given.image_shape()
     quiet()
     if out.suffix in WRITERS:
-        print(write_weights(out, config, dense, _size(given)))
-        print(f"wrote {out}")
+        if shape is None:
+            given.need("image", "--image=224, the height and width of the images, in pixels")
+        else:
+            print(write_weights(out, config, init, shape))
+            print(f"wrote {out}")
     else:
-        config = replace(config, workdir=str(out))
-        print(write_workdir(config, dense))
-        print(f"wrote {out}; vmoe train --config={given.flags['config']} --workdir={out} trains it")
+        print(write_run(replace(config, workdir=str(out)), init, shape))
+        print(f"wrote {out}; vmoe train --config={name} --workdir={out} trains it")
     return 0
-
-
-def _size(given: Given) -> int:
-    size = given.need("image", "--image=224, the height and width of the images, in pixels")
-    if not size.isdecimal() or int(size) < 1:
-        raise UserError(f"--image={size} is no size in pixels; fix: for example --image=224")
-    return int(size)

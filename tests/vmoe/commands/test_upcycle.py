@@ -8,6 +8,7 @@ from vmoe.checkpoint import Checkpoints
 from vmoe.cli import main
 from vmoe.model import init
 from vmoe.overrides import load
+from vmoe.use.trained import load_trained
 from vmoe.weights import files
 from vmoe.weights.leaf import flat, leaf_of
 
@@ -60,6 +61,21 @@ def test_training_starts_from_the_checkpoint_once(dense, tmp_path, capsys):
     assert f"resumed {out} at step 1" in again
 
 
+def test_a_checkpoint_becomes_a_run_that_can_be_trained(dense, tmp_path, capsys):
+    """Without its data: --image says the shape, and training begins with the first images."""
+    out, flags = str(tmp_path / "run"), ["--config=dense_digits", *SMALL]
+    assert main(["convert", dense, out, *flags, "--image=8x8x1"]) == 0
+    assert f"wrote {out}; vmoe evaluate --workdir={out} evaluates it" in capsys.readouterr().out
+    trained = load_trained(out)
+    assert (trained.step, trained.image_shape) == (0, (8, 8, 1))
+    theirs = files.read(dense).leaves
+    ours = flat(trained.params)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[path], leaf.read()) for path, leaf in theirs.items())
+    assert main(["train", f"--workdir={out}", *flags]) == 0
+    assert f"resumed {out} at step 0" in capsys.readouterr().out
+
+
 @pytest.mark.nightly
 def test_an_upcycled_run_is_trained(dense, tmp_path, capsys):
     out = str(tmp_path / "run")
@@ -77,6 +93,7 @@ def test_an_upcycled_run_is_trained(dense, tmp_path, capsys):
         (["upcycle", "--from=no", "--config=demo"], "checkpoint no does not exist"),
         (["upcycle", "--from=DENSE", "--config=demo", "--out=a.npz"], "--image is missing"),
         (["upcycle", "--from=DENSE", "--config=demo", "--out=a.npz", "--image=x"], "is no size"),
+        (["convert", "DENSE", "run", *SPARSE, "--image=8x8x1"], "DENSE: the checkpoint has no"),
         (["train", "--config=dense_digits", *SMALL, "--config.init_from.path=DENSE",
           "--config.model.num_classes=12", "--workdir=run"],
          "DENSE: head/bias is [10] in the checkpoint and [12] in the model: it has 10 classes"),
