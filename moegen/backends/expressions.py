@@ -21,8 +21,8 @@ EXPRESSIONS: dict[str, str] = {
     "square": "jnp.square({0})",
     "abs": "jnp.abs({0})",
     "relu": "jax.nn.relu({0})",
-    "gelu": "jax.nn.gelu({0})",
-    "silu": "jax.nn.silu({0})",
+    "gelu": "gelu({0})",
+    "silu": "silu({0})",
     "sigmoid": "jax.nn.sigmoid({0})",
     "softplus": "jax.nn.softplus({0})",
     "normal_cdf": "jax.scipy.stats.norm.cdf({0})",
@@ -54,7 +54,9 @@ EXPRESSIONS: dict[str, str] = {
 _HELPERS = {
     f.__name__: f
     for f in (
+        activations.gelu,
         activations.gelu_grad,
+        activations.silu,
         activations.silu_grad,
         activations.sigmoid_grad,
         activations.normal_pdf,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moegen.backends.collectives import RESERVED, mesh_source, on_each_device, specs
+from moegen.backends.loops import statements
 from moegen.backends.source import Emitter, Template, emit_function, emit_module
 from moegen.ir.program import Program, Value
 from moegen.ir.types import cotangent_type
@@ -47,9 +48,10 @@ def emit_layer(
     inputs = [e.name(v) for v in primal.inputs]
     outputs = _tuple(e, [v for _, v in primal.outputs])
     residuals = [v for _, v in forward.outputs[len(primal.outputs) :]]
+    both = f"{outputs}, {_tuple(e, residuals)}"
     functions = [
-        emit_function(e, "primal", inputs, primal.ops, outputs),
-        emit_function(e, "forward", inputs, forward.ops, f"{outputs}, {_tuple(e, residuals)}"),
+        emit_function("primal", inputs, statements(e, primal.ops, primal.returned), outputs),
+        emit_function("forward", inputs, statements(e, forward.ops, forward.returned), both),
         _backward(e, primal, backward, residuals),
     ]
     tail = "layer = jax.custom_vjp(primal)\nlayer.defvjp(forward, backward)"
@@ -76,10 +78,10 @@ def _emit_on_mesh(
     functions = [
         on_each_device(primal.inputs, specs(returned))
         + "\n"
-        + emit_function(e, "primal", inputs, primal.ops, outputs),
+        + emit_function("primal", inputs, e.statements(primal.ops), outputs),
         on_each_device(primal.inputs, both)
         + "\n"
-        + emit_function(e, "forward", inputs, forward.ops, f"{outputs}, {kept}"),
+        + emit_function("forward", inputs, e.statements(forward.ops), f"{outputs}, {kept}"),
         _backward_on_mesh(e, primal, backward, residuals),
     ]
     tail = "layer = jax.custom_vjp(primal)\nlayer.defvjp(forward, backward)"
@@ -97,7 +99,7 @@ def _backward_on_mesh(
     arguments = [*residuals, *backward.cotangents]
     answers = [gradients[v.name] for v in primal.inputs if v.name in gradients]
     names = [e.name(v) for v in arguments]
-    parts = emit_function(e, "gradients", names, backward.ops, _tuple(e, answers))
+    parts = emit_function("gradients", names, e.statements(backward.ops), _tuple(e, answers))
     order = iter(e.name(v) for v in answers)
     returned = [next(order) if v.name in gradients else "None" for v in primal.inputs]
     lines = [
@@ -116,12 +118,11 @@ def _backward(e: Emitter, primal: Program, backward: Program, residuals: list[Va
     given = iter(backward.cotangents)
     cotangents = [e.name(next(given)) if cotangent_type(v.type) else "_" for _, v in primal.outputs]
     answers = [e.name(gradients[v.name]) if v.name in gradients else "None" for v in primal.inputs]
-    body = emit_function(e, "backward", ["residuals", "cotangents"], backward.ops, _joined(answers))
-    head, rest = body.split("\n", 1)
-    unpack = [f"    {_joined(cotangents)} = cotangents"]
+    body = [f"{_joined(cotangents)} = cotangents"]
     if residuals:
-        unpack.insert(0, f"    {_joined([e.name(v) for v in residuals])} = residuals")
-    return "\n".join([head, *unpack, rest])
+        body.insert(0, f"{_joined([e.name(v) for v in residuals])} = residuals")
+    body += statements(e, backward.ops, backward.returned)
+    return emit_function("backward", ["residuals", "cotangents"], body, _joined(answers))
 
 
 def _tuple(e: Emitter, values: list[Value]) -> str:

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any
 
 from moegen.errors import LoweringError
@@ -19,7 +20,7 @@ _RESERVED = frozenset(
     [
         *keyword.kwlist,
         *("jax", "jnp", "primal", "forward", "backward", "layer"),
-        *("residuals", "cotangents", "acc", "arg"),
+        *("residuals", "cotangents", "acc", "arg", "work"),
     ]
 )
 _COMMENT_COLUMN = 78
@@ -121,20 +122,23 @@ class Emitter:
                     fix="run choose_format first: routes have no form of their own",
                     location=op.location,
                 )
-            written = template(self, op)
-            if op.location:
-                written[-1] = f"{written[-1]:<{_COMMENT_COLUMN}}  # {op.location}"
-            lines += written
+            lines += self.located(op, template(self, op))
         return lines
+
+    def located(self, op: Op, written: list[str]) -> list[str]:
+        """The statements of an op with the author's line at the end."""
+        if not op.location:
+            return written
+        return [*written[:-1], f"{written[-1]:<{_COMMENT_COLUMN}}  # {op.location}"]
 
 
 def emit_function(
-    emitter: Emitter, name: str, arguments: Sequence[str], ops: Sequence[Op], returns: str
+    name: str, arguments: Sequence[str], statements: Sequence[str], returns: str
 ) -> str:
     """Writes one function."""
-    body = [*emitter.statements(ops), f"return {returns}"]
+    body = [*statements, f"return {returns}"]
     head = f"def {name}({', '.join(arguments)}):"
-    return "\n".join([head, *(f"    {line}" for line in body)])
+    return "\n".join([head, *(f"    {line}".rstrip() for line in body)])
 
 
 def emit_module(emitter: Emitter, functions: Sequence[str], doc: str, tail: str) -> str:
@@ -182,15 +186,24 @@ def with_callees(helpers: dict[str, Callable[..., Any]]) -> list[Callable[..., A
     ordered: dict[str, Callable[..., Any]] = {}
 
     def visit(function: Callable[..., Any]) -> None:
-        for called in function.__code__.co_names:
+        for called in _names(function.__code__):
             other = function.__globals__.get(called)
-            if inspect.isfunction(other) and other.__module__.startswith(_KERNELS):
+            # `jax.nn.gelu` in our `gelu` has the name of the function itself.
+            if other is function or not inspect.isfunction(other):
+                continue
+            if other.__module__.startswith(_KERNELS):
                 visit(other)
         ordered.setdefault(function.__name__, function)
 
     for function in helpers.values():
         visit(function)
     return list(ordered.values())
+
+
+def _names(code: CodeType) -> list[str]:
+    """The global names that a function and those inside it read."""
+    inner = (c for c in code.co_consts if isinstance(c, CodeType))
+    return [*code.co_names, *(name for c in inner for name in _names(c))]
 
 
 def dims_of(value: Value) -> tuple[str, ...]:

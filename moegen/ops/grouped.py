@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from moegen.errors import DtypeError, ShapeError
 from moegen.ir.dims import Dims
-from moegen.ir.program import Literal
+from moegen.ir.program import Literal, Op, Value
 from moegen.ir.registry import Eval, OpDef, register
 from moegen.ir.types import EXPERT, Tensor, Type
 from moegen.ops.linalg import apply_epilogue, dot_dims, einsum_spec, with_epilogue
@@ -25,6 +25,11 @@ def owner_mask(sizes: Any, rows: int, dtype: Any) -> Any:
     ends = jnp.cumsum(sizes)
     at = jnp.arange(rows)[:, None]
     return ((at >= ends - sizes) & (at < ends)).astype(dtype)
+
+
+def sizes_of(op: Op) -> Value:
+    """The operand of a grouped op that says how many rows each expert has."""
+    return op.inputs[2 if op.name in ("grouped_dot", "grouped_outer") else 1]
 
 
 def _check_sizes(sizes: Type | Literal, **attrs: Any) -> None:
@@ -49,7 +54,17 @@ class GroupedDot(OpDef):
     """`grouped_dot(rows, w, sizes, over="D")`: rows[N, D] times w[E, D, F] of each row's expert."""
 
     name = "grouped_dot"
-    attributes = ("over", "out", "epilogue", "block", "kernel", "tile", "source", "interpret")
+    attributes = (
+        "over",
+        "out",
+        "epilogue",
+        "block",
+        "kernel",
+        "loop",
+        "tile",
+        "source",
+        "interpret",
+    )
     arity = (3, None)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -85,7 +100,7 @@ class GroupedOuter(OpDef):
     """`grouped_outer(a, b, sizes)`: per expert, the sum over its rows of a[N, D] b[N, F]."""
 
     name = "grouped_outer"
-    attributes = ("out", "block", "kernel", "tile", "source", "interpret")
+    attributes = ("out", "block", "kernel", "loop", "tile", "source", "interpret")
     arity = (3, 3)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -112,7 +127,7 @@ class GroupedSum(OpDef):
     """`grouped_sum(a, sizes)`: per expert, the sum of its rows: [N, F] to [E, F]."""
 
     name = "grouped_sum"
-    attributes = ("block", "kernel", "tile", "source")
+    attributes = ("block", "kernel", "loop", "tile", "source")
     arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -133,6 +148,7 @@ class PerRow(OpDef):
     """`per_row(b, sizes)`: each row's copy of its expert's b[E, ...]: [N, ...]."""
 
     name = "per_row"
+    attributes = ("loop",)
     arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:

@@ -16,6 +16,8 @@ from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import Decide, select_kernels
 from moegen.passes.shard import shard
+from moegen.passes.share_loops import Decide as Share
+from moegen.passes.share_loops import share_loops
 
 STAGES = (
     "trace",
@@ -27,6 +29,7 @@ STAGES = (
     "rematerialize",
     "fuse",
     "select_kernels",
+    "share_loops",
 )
 """Names of the stages in order; each but the first is a pass."""
 
@@ -39,12 +42,14 @@ class Plan:
       layout: where a program's inputs are on the mesh; None for one device.
       choose: picks the format and the row block for a joint program.
       decide: picks the kernel of a product.
+      share: whether it pays for products to share a loop.
       save: "all" or "least", what the backward is to get from the forward.
     """
 
     layout: Callable[[Program], Layout | None]
     choose: Callable[[Program], tuple[str, int]]
     decide: Decide
+    share: Share
     save: str = "all"
 
 
@@ -66,4 +71,5 @@ def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
     step("rematerialize", lambda p: rematerialize(p, plan.save))
     step("fuse", fuse)
     step("select_kernels", lambda p: select_kernels(p, plan.decide))
+    step("share_loops", lambda p: share_loops(p, plan.share))
     return stages

@@ -22,7 +22,7 @@ from moegen.passes.partition import Parts, partition
 from moegen.passes.pipeline import STAGES, Plan, run_pipeline
 from moegen.runtime.saved import explain_saved
 from moegen.runtime.schedule import Schedule
-from moegen.tune.choose import FormatChoice, kernel_for, pick_format
+from moegen.tune.choose import FormatChoice, kernel_for, loop_pays, pick_format
 from moegen.tune.target import Target
 
 
@@ -70,6 +70,7 @@ class Traced:
                 op, self.schedule.kernel, target, program.sizes, self.schedule.interpret
             ),
             save=self.schedule.save,
+            share=loop_pays,
         )
         stages = run_pipeline(self.program, plan)
         return Lowered(

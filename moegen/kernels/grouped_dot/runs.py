@@ -1,64 +1,142 @@
-"""Grouped products by runs of blocks: one dense product for up to a mean load of rows at a time.
+"""Work on runs: the rows of one expert, about a mean load or more of them at a time.
 
 Rows of an expert start at a multiple of the block. Shapes are static and loads are not, so there is
-one loop per number of blocks, over the runs that are just as long: a load near the mean is a
-single product, a larger one is cut, an expert without rows costs nothing. A dense product for many
-rows runs at the speed of a dense layer and reads its weights once, where `blocks` reads them for
-every block; padding is the same.
+one loop per number of blocks, over the runs that are just as long: a load up to about the mean is
+one run, a larger one is cut into few, an expert without rows costs nothing. A dense product for
+many rows runs at the speed of a dense layer and reads its weights once, where `blocks` reads them
+for every block; padding is the same. Several products can share a loop: rows then stay in the cache
+from one to the next, and what only the next one reads is never written to memory.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 
-def runs_of_blocks(sizes: jax.Array, longest: int, most: int) -> tuple[jax.Array, ...]:
-    """Cuts the blocks of each expert into runs and orders these by length.
+def run_lengths(blocks: int, experts: int) -> list[int]:
+    """Blocks of the runs there can be: every number up to about the mean load, then doubled."""
+    most = min(blocks, blocks // experts + 1, 16)  # each length is compiled
+    lengths = list(range(1, most + 1))
+    while lengths[-1] * 2 <= blocks:
+        lengths.append(lengths[-1] * 2)
+    return lengths
 
-    Args:
-      sizes: i32[E], blocks of each expert; they follow each other.
-      longest: blocks in the longest run.
-      most: number of runs there can be.
 
-    Returns:
-      For each run, the shortest first: its expert, its first block, and whether it is the first
-      of its expert; then for each length 0.. the number of the first run that is longer.
+def runs_of_blocks(sizes: jax.Array, lengths: list[int]) -> tuple[jax.Array, ...]:
+    """Cuts the blocks of each expert, i32[E], into runs of these lengths, as few as can be.
+
+    Returns, each [length, E]: the number of runs, the first one's first block, and whether the
+    expert has no shorter run. Only of the longest there can be several.
     """
-    counts = -(-sizes // longest)
-    ends = jnp.cumsum(counts)
-    run = jnp.arange(most)
-    expert = jnp.minimum(jnp.sum(run[:, None] >= ends, axis=1), sizes.shape[0] - 1)
-    done = (run - (ends - counts)[expert]) * longest
-    length = jnp.where(run < ends[-1], jnp.clip(sizes[expert] - done, 0, longest), 0)
-    start = (jnp.cumsum(sizes) - sizes)[expert] + done
-    order = jnp.argsort(length, stable=True)
-    # The one run of an expert that may be short comes before its long ones.
-    fresh = jnp.where(sizes[expert] % longest > 0, length < longest, done == 0)
-    bounds = jnp.sum(length[:, None] <= jnp.arange(longest + 1), axis=0)
-    return expert[order], start[order], fresh[order], bounds
+    rest, counts = sizes, []
+    for length in reversed(lengths):
+        counts.append(rest // length)
+        rest = rest % length
+    count = jnp.stack(counts[::-1])
+    blocks = count * jnp.asarray(lengths, sizes.dtype)[:, None]
+    start = jnp.cumsum(sizes) - sizes + jnp.cumsum(blocks, axis=0) - blocks
+    return count, start, jnp.cumsum(count, axis=0) == count
 
 
 def over_runs(
-    sizes: jax.Array, rows: int, block: int, work: Callable[..., jax.Array], out: jax.Array
-) -> jax.Array:
-    """Runs `out = work(out, rows, first row, expert, fresh)` for each run; returns the last `out`.
+    work: Callable[..., tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]],
+    sizes: jax.Array,
+    block: int,
+    rows: tuple[jax.Array, ...],
+    experts: tuple[jax.Array, ...],
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Does the work for each run of one expert's rows.
 
-    `rows` is the static number of rows of the run; `fresh` says that no run of the expert came
-    before it, and is None where none ever does.
+    Args:
+      work: takes the run's part of each of `rows`, then the expert's of each of `experts`; returns
+        what it made for the rows, and what it made for the expert, to be summed over its runs.
+      sizes: i32[E], rows of each expert, multiples of the block.
+      block: where an expert's rows may start.
+      rows: arrays [N, ...], sorted by expert.
+      experts: arrays [E, ...].
+
+    Returns:
+      Arrays [N, ...], 0 for rows that no expert has, and arrays [E, ...].
     """
-    experts = sizes.shape[0]
-    longest = min(rows // block, rows // (experts * block) + 1, 16)  # each length is compiled
-    most = experts + rows // (longest * block)
-    expert, start, fresh, bounds = runs_of_blocks(sizes // block, longest, most)
-    for length in range(1, longest + 1):
+    like = jax.eval_shape(work, *(a[:block] for a in rows), *(a[0] for a in experts))
+    made = [jnp.zeros((rows[0].shape[0], *a.shape[1:]), a.dtype) for a in like[0]]
+    summed = [jnp.zeros((sizes.shape[0], *a.shape), a.dtype) for a in like[1]]
+    parts, wholes = [as_bits(a) for a in rows], [as_bits(a) for a in experts]
+    out = tuple(as_bits(a) for a in (*made, *summed))
+    lengths = run_lengths(rows[0].shape[0] // block, sizes.shape[0])
+    count, start, unbroken = runs_of_blocks(sizes // block, lengths)
 
-        def one(i: jax.Array, out: jax.Array, length: int = length) -> jax.Array:
-            first = fresh[i] if length == longest else None
-            return work(out, length * block, start[i] * block, expert[i], first)
+    for n in range(len(lengths)):
 
-        out = jax.lax.fori_loop(bounds[length - 1], bounds[length], one, out)
-    return out
+        def one(i: jax.Array, out: tuple[jax.Array, ...], n: int = n) -> tuple[jax.Array, ...]:
+            ends = jnp.cumsum(count[n])
+            e = jnp.minimum(jnp.sum(i >= ends), sizes.shape[0] - 1)
+            number = i - (ends - count[n])[e]
+            at = (start[n, e] + number * lengths[n]) * block
+            mine = [jax.lax.dynamic_slice_in_dim(a, at, lengths[n] * block) for a in parts]
+            its = [jax.lax.dynamic_index_in_dim(a, e, keepdims=False) for a in wholes]
+            given = zip((*mine, *its), (*rows, *experts), strict=True)
+            new, more = work(*(from_bits(a, whole.dtype) for a, whole in given))
+            first = None if lengths[n] + 1 in lengths else unbroken[n, e] & (number == 0)
+            old, totals = out[: len(new)], out[len(new) :]
+            return (
+                *(put_rows(a, b, at) for a, b in zip(old, new, strict=True)),
+                *(add_to(a, b, e, first) for a, b in zip(totals, more, strict=True)),
+            )
+
+        out = jax.lax.fori_loop(0, jnp.sum(count[n]), one, out)
+    done = [from_bits(a, b.dtype) for a, b in zip(out, (*made, *summed), strict=True)]
+    return tuple(done[: len(made)]), tuple(done[len(made) :])
+
+
+def put_rows(old: jax.Array, new: jax.Array, at: jax.Array) -> jax.Array:
+    """The rows with new ones from `at` on."""
+    updated: jax.Array = jax.lax.dynamic_update_slice_in_dim(old, as_bits(new), at, 0)
+    return updated
+
+
+def add_to(
+    totals: jax.Array, part: jax.Array, expert: jax.Array, first: jax.Array | None
+) -> jax.Array:
+    """The totals [E, ...] with one expert's part added, or set by the first one; None: it is."""
+    if first is not None:
+        before = from_bits(jax.lax.dynamic_index_in_dim(totals, expert, keepdims=False), part.dtype)
+        wide = jnp.promote_types(part.dtype, jnp.float32)
+        added = (before.astype(wide) + part.astype(wide)).astype(part.dtype)
+        part = jnp.where(first, part, added)
+    updated: jax.Array = jax.lax.dynamic_update_index_in_dim(totals, as_bits(part), expert, 0)
+    return updated
+
+
+def as_bits(a: jax.Array) -> jax.Array:
+    """An array as it is best cut and updated: before jax 0.12, bfloat16 as uint16.
+
+    XLA on CPU widened all of an array to float32, and narrowed it again, to update a part of it.
+    """
+    if a.dtype == jnp.bfloat16 and jax.__version_info__ < (0, 12):
+        return jax.lax.bitcast_convert_type(a, jnp.uint16)
+    return a
+
+
+def from_bits(a: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The array that `as_bits` was given."""
+    return a if a.dtype == dtype else jax.lax.bitcast_convert_type(a, dtype)
+
+
+def outer(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Products of a[N, ...] and b[N, ...] summed over the rows, in their dtype.
+
+    XLA on CPU widens both operands in bfloat16, unless the left one is laid out with its rows last.
+    """
+    wide = jnp.promote_types(a.dtype, jnp.float32)
+    if a.dtype == jnp.bfloat16 and a.ndim == b.ndim == 2:
+        terms, result = spec.split("->")
+        left, right = (a, b) if result[0] in terms.split(",")[0] else (b, a)
+        turned = with_layout_constraint(left.T, Layout(major_to_minor=(0, 1)))
+        return jnp.matmul(turned, right, preferred_element_type=wide).astype(a.dtype)
+    return jnp.einsum(spec, a, b, preferred_element_type=wide).astype(a.dtype)
 
 
 def grouped_dot_runs(
@@ -66,16 +144,11 @@ def grouped_dot_runs(
 ) -> jax.Array:
     """Rows [N, ...] times the weights [E, ...] of their expert; `spec` is for one expert."""
 
-    def work(
-        out: jax.Array, length: int, at: jax.Array, expert: jax.Array, fresh: jax.Array | None
-    ) -> jax.Array:
-        one = jax.lax.dynamic_slice_in_dim(rows, at, length)
-        product = jnp.einsum(spec, one, weights[expert])
-        return jax.lax.dynamic_update_slice_in_dim(out, product, at, 0)
+    def work(a: jax.Array, w: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        return (jnp.einsum(spec, a, w),), ()
 
-    made = jax.eval_shape(lambda a, b: jnp.einsum(spec, a, b), rows, weights[0])
-    empty = jnp.zeros(made.shape, made.dtype)
-    return over_runs(sizes, rows.shape[0], block, work, empty)
+    ((made,), _) = over_runs(work, sizes, block, (rows,), (weights,))
+    return made
 
 
 def grouped_outer_runs(
@@ -83,16 +156,8 @@ def grouped_outer_runs(
 ) -> jax.Array:
     """Per expert, the sum over its rows of products of a[N, ...] and b[N, ...]: [E, ...]."""
 
-    def work(
-        out: jax.Array, length: int, at: jax.Array, expert: jax.Array, fresh: jax.Array | None
-    ) -> jax.Array:
-        one_a = jax.lax.dynamic_slice_in_dim(a, at, length)
-        one_b = jax.lax.dynamic_slice_in_dim(b, at, length)
-        product = jnp.einsum(spec, one_a, one_b, preferred_element_type=out.dtype)
-        if fresh is not None:
-            product = jnp.where(fresh, product, out[expert] + product)
-        updated: jax.Array = jax.lax.dynamic_update_index_in_dim(out, product, expert, 0)
-        return updated
+    def work(a: jax.Array, b: jax.Array) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+        return (), (outer(spec, a, b),)
 
-    empty = jnp.zeros(shape, jnp.promote_types(a.dtype, jnp.float32))
-    return over_runs(sizes, a.shape[0], block, work, empty).astype(a.dtype)
+    _, (made,) = over_runs(work, sizes, block, (a, b), ())
+    return made

@@ -49,7 +49,9 @@ def test_grouped_dot(grouping):
     a, w = random(0, rows, 3), random(1, len(sizes), 3, 2)
     got = blocks.grouped_dot_blocks("ND,DF->NF", a, jnp.asarray(w), jnp.asarray(sizes), block)
     by_xla = ragged.grouped_dot_ragged(jnp.asarray(a), jnp.asarray(w), jnp.asarray(sizes))
-    by_run = runs.grouped_dot_runs("ND,DF->NF", a, jnp.asarray(w), jnp.asarray(sizes), block)
+    by_run = runs.grouped_dot_runs(
+        "ND,DF->NF", jnp.asarray(a), jnp.asarray(w), jnp.asarray(sizes), block
+    )
     assert got.shape == by_run.shape == (rows, 2)
     for e, mine in enumerate(owners(sizes, rows)):
         np.testing.assert_allclose(got[mine], a[mine] @ w[e], **CLOSE)
@@ -67,7 +69,7 @@ def test_grouped_outer(grouping):
     )
     np.testing.assert_allclose(got, want, **CLOSE)
     by_run = runs.grouped_outer_runs(
-        "ND,NF->DF", a, b, jnp.asarray(sizes), block, (len(sizes), 3, 2)
+        "ND,NF->DF", jnp.asarray(a), jnp.asarray(b), jnp.asarray(sizes), block, want.shape
     )
     np.testing.assert_allclose(by_run, want, **CLOSE)
     by_xla = ragged.grouped_outer_ragged(jnp.asarray(a), jnp.asarray(b), jnp.asarray(sizes))
@@ -75,13 +77,19 @@ def test_grouped_outer(grouping):
 
 
 def test_runs_of_blocks():
-    """Loads of 5, 0, 2 and 3 blocks in runs of up to 3: a rest comes before the full runs."""
-    sizes = jnp.asarray([5, 0, 2, 3])
-    expert, start, fresh, bounds = runs.runs_of_blocks(sizes, longest=3, most=6)
-    used = int(bounds[0])  # runs of length 0 are listed first and never run
-    assert list(bounds - used) == [0, 0, 2, 4]
-    assert list(zip(expert[used:], start[used:], strict=True)) == [(0, 3), (2, 5), (0, 0), (3, 7)]
-    assert list(fresh[used:]) == [True, True, False, True]
+    """Loads of 11, 0, 2 and 3 blocks: the rest comes first, then the longest runs that fit."""
+    lengths = runs.run_lengths(blocks=16, experts=8)
+    assert lengths == [1, 2, 3, 6, 12]
+    count, start, unbroken = runs.runs_of_blocks(jnp.asarray([11, 0, 2, 3]), lengths)
+    found = [
+        (lengths[n], e, int(start[n, e]), bool(unbroken[n, e]))
+        for n, e in zip(*np.nonzero(np.asarray(count)), strict=True)
+    ]
+    assert found == [
+        (2, 0, 0, True), (2, 2, 11, True), (3, 0, 2, False), (3, 3, 13, True), (6, 0, 5, False),
+    ]  # fmt: skip
+    count, start, _ = runs.runs_of_blocks(jnp.asarray([5]), [1, 2])
+    assert (count[:, 0].tolist(), start[:, 0].tolist()) == ([1, 2], [0, 1])
 
 
 @pytest.mark.parametrize(("rows", "experts", "block"), [(800, 8, 10), (800, 32, 13), (8, 4, 2)])

@@ -133,7 +133,9 @@ def emitted(program):
     program = select_kernels(program, lambda p, op: KernelChoice("blocks"))
     e = Emitter(program, xla.TEMPLATES, xla.KERNEL_NAMES)
     returns = "(" + "".join(f"{e.name(v)}, " for _, v in program.outputs) + ")"
-    run = emit_function(e, "run", [e.name(v) for v in program.inputs], program.ops, returns)
+    run = emit_function(
+        "run", [e.name(v) for v in program.inputs], e.statements(program.ops), returns
+    )
     namespace = dict(e.functions)
     exec(emit_module(e, [run], "One op.", ""), namespace)
     return on_mesh(namespace["run"], program.mesh) if program.mesh else namespace["run"]

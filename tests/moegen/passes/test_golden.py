@@ -16,7 +16,8 @@ from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import select_kernels
 from moegen.passes.shard import shard
-from moegen.tune.choose import kernel_for
+from moegen.passes.share_loops import share_loops
+from moegen.tune.choose import kernel_for, loop_pays
 from moegen.tune.target import target_named
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -62,6 +63,11 @@ CASES = [  # one file is the result of a pass and the input of the next
     ("layer.slots", fuse, "layer.slots.fuse"),
     ("layer.sorted", fuse, "layer.sorted.fuse"),
     ("layer.sorted.fuse", kernels("cpu"), "layer.sorted.select_kernels_cpu"),
+    (
+        "layer.sorted.select_kernels_cpu",
+        lambda p: share_loops(p, loop_pays),
+        "layer.sorted.share_loops",
+    ),
     ("layer.sorted.fuse", kernels("tpu_v5e"), "layer.sorted.select_kernels_tpu"),
     ("mlp", differentiate, "mlp.differentiate"),
     ("mlp.differentiate", saving(reassociate), "mlp.reassociate"),

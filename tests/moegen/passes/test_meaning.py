@@ -180,7 +180,10 @@ def test_residuals_are_what_the_backward_reads():
 # --- the pipeline -----------------------------------------------------------------------
 
 PLAN = Plan(
-    lambda program: None, lambda program: ("slots", 1), lambda program, op: KernelChoice("xla")
+    lambda program: None,
+    lambda program: ("slots", 1),
+    lambda program, op: KernelChoice("xla"),
+    lambda program, ops: True,
 )
 
 
