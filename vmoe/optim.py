@@ -100,7 +100,16 @@ _RULES = {"adam": _adam, "sgd": _sgd, "adafactor": _adafactor}
 
 def _per_expert(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Treats each expert's weight as one of its own, so that no statistic mixes experts."""
-    batched = optax.GradientTransformation(jax.vmap(inner.init), jax.vmap(inner.update))
+
+    def init(params: Any) -> Any:
+        # A dense model has no expert, and vmap nothing to map over.
+        return jax.vmap(inner.init)(params) if jax.tree.leaves(params) else inner.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        each = jax.vmap(inner.update) if jax.tree.leaves(updates) else inner.update
+        return each(updates, state, params)
+
+    batched = optax.GradientTransformation(init, update)
     return optax.partition(
         {"expert": batched, "other": inner},
         lambda tree: jax.tree.map(

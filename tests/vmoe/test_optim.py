@@ -95,3 +95,13 @@ def test_adafactor_mixes_no_experts():
     alone = update(settings, kernels(jnp.ones_like(first)), kernels(first))
     both = (jax.tree.leaves(t)[0][0] for t in (together, alone))
     np.testing.assert_allclose(*both, rtol=1e-6)
+
+
+def test_adafactor_of_a_dense_model():
+    """Without experts it is what it is for the other weights with them."""
+    gradient = jax.random.normal(jax.random.key(0), (48, 40))
+    dense = {"head": {"kernel": gradient}}
+    sparse = dense | {"Moe": {"Mlp": {"kernel": jnp.ones((2, 8, 8))}}}
+    settings = config("adafactor", CONSTANT)
+    ours, theirs = (update(settings, tree, tree)["head"]["kernel"] for tree in (dense, sparse))
+    np.testing.assert_array_equal(ours, theirs)

@@ -106,6 +106,24 @@ def test_upcycled_experts_are_the_dense_mlp_each(dense, run):
     assert not np.any(moments[router])
 
 
+def test_adafactors_moments_are_spread_too(tmp_path):
+    """It keeps experts apart from other weights, and factors each by itself."""
+    optim = replace(DENSE.optim, name="adafactor", min_dim_to_factor=4)
+    dense, sparse = replace(DENSE, optim=optim), replace(SPARSE, optim=optim)
+    before = random_state(dense, 1)
+    Checkpoints(tmp_path).save(7, tuple(before), {})
+    state, _ = started(sparse, str(tmp_path), upcycle=True, moments=True)
+    ours, theirs = flat(state.opt_state), flat(before.opt_state)
+    kept, block = "2/0/inner_states/{}/inner_state", "Encoder/encoderblock_1/{}/Dense_0/kernel"
+    for kind, shape in (("v_row", (4, 8)), ("v_col", (4, 16))):
+        moment = ours[f"{kept.format('expert')}/{kind}/{block.format('Moe/Mlp')}"]
+        dense_moment = theirs[f"{kept.format('other')}/{kind}/{block.format('Mlp')}"]
+        np.testing.assert_array_equal(moment, np.broadcast_to(dense_moment, shape))
+    count = theirs[f"{kept.format('other')}/count"]
+    assert ours[f"{kept.format('expert')}/count"].tolist() == [int(count)] * 4
+    assert ours["4/count"] == 0
+
+
 def logits(config: TrainConfig, params: Any) -> jax.Array:
     images = jax.random.normal(jax.random.key(3), (4, *SHAPE))
     return jax.jit(lambda p: model.apply(config.model, p, images)[0])(params)

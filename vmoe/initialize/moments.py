@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from vmoe.errors import UserError
 from vmoe.init_config import Rule
 from vmoe.initialize.rules import initialised
-from vmoe.weights.leaf import Leaf, Leaves
+from vmoe.weights.leaf import Leaves
 
 
 def moments(
@@ -43,24 +44,46 @@ def moments(
             "fix: the same config.optim, or init_from.moments=False"
         )
     found: dict[str, np.ndarray] = {}
-    for kind, group in ours.items():
-        made = initialised(rules, fresh, theirs[kind], group)
-        found |= {f"{kind}/{path}": array for path, array in made.items()}
-    for path in {f"{kind.rpartition('/')[0]}/count" for kind in ours}:
-        if path in source and path in target:
-            found[path] = source[path].read()
-    return found
+    for kind, paths in ours.items():
+        leaves = {weight: source[path] for weight, path in theirs[kind].items()}
+        group = {weight: target[path] for weight, path in paths.items()}
+        made = initialised(rules, fresh, leaves, group)
+        found |= {paths[weight]: array for weight, array in made.items()}
+    beside = {_beside(path, weight) for paths in ours.values() for weight, path in paths.items()}
+    return found | _counts(source, target, beside)
 
 
-def _by_kind(
-    arrays: Mapping[str, Leaf] | Mapping[str, np.ndarray], weights: set[str]
-) -> dict[str, dict[str, Leaf]]:
-    """{"2/mu": {"head/kernel": ...}}: what ends in a weight's path, by what comes before."""
-    kinds: dict[str, dict[str, Leaf]] = {}
-    for path, array in arrays.items():
+def _counts(
+    source: Leaves, target: Mapping[str, np.ndarray], beside: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """The step counts of these paths; experts that are a part of their own have one each."""
+    counts = {_without_part(path): source[path] for path in source if path.endswith("/count")}
+    return {
+        path: np.broadcast_to(counts[_without_part(path)].read(), target[path].shape)
+        for path in beside
+        if path in target and _without_part(path) in counts
+    }
+
+
+def _beside(moment: str, weight: str) -> str:
+    """Returns "2/count" for the moment "2/mu/head/kernel" of the weight "head/kernel"."""
+    kind = moment.removesuffix(f"/{weight}")
+    return f"{kind.rpartition('/')[0]}/count"
+
+
+def _by_kind(arrays: Iterable[str], weights: set[str]) -> dict[str, dict[str, str]]:
+    """{"2/mu": {"head/kernel": path}}: what ends in a weight's path, by what comes before."""
+    kinds: dict[str, dict[str, str]] = {}
+    for path in arrays:
         names = path.split("/")
         for i in range(1, len(names)):
-            if "/".join(names[i:]) in weights:
-                kinds.setdefault("/".join(names[:i]), {})["/".join(names[i:])] = array
+            weight = "/".join(names[i:])
+            if weight in weights:
+                kinds.setdefault(_without_part("/".join(names[:i])), {})[weight] = path
                 break
     return kinds
+
+
+def _without_part(path: str) -> str:
+    """The path without the part of the weights that it is kept for: adafactor parts experts off."""
+    return re.sub(r"(^|/)inner_states/\w+/", r"\1", path)
