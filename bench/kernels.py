@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench import suite
+from bench import suite, tpu_kernels
 from bench.layer import Built
 from bench.report import Row
 from bench.timing import compare
@@ -50,6 +50,9 @@ class Case:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this suite's flags to its subcommand."""
     suite.add_arguments(parser, quick="the products of a small layer: not a result")
+    parser.add_argument(
+        "--target", metavar="tpu-v5e", help="a TPU that is not here: its compiler's cycles"
+    )
     for name, known in (
         ("workloads", tuple(WORKLOADS)),
         ("dtypes", DTYPES),
@@ -65,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure the products, one table each; returns the exit code."""
+    if arguments.target:
+        return tpu_kernels.run(arguments)
     todo = {c.key: partial(measure, c, arguments.kernels) for c in _cases(arguments)}
     return suite.run("kernels", arguments, todo)
 

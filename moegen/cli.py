@@ -16,7 +16,7 @@ import jax
 from moegen import catalogue, experts, routers
 from moegen.dsl.declare import Expert, Router
 from moegen.dsl.find import find
-from moegen.errors import MoegenError, TraceError
+from moegen.errors import MoegenError, TraceError, TuneError
 from moegen.ir.parse import parse
 from moegen.ir.text import format_program
 from moegen.ir.verify import verify
@@ -24,6 +24,8 @@ from moegen.passes.pipeline import STAGES
 from moegen.runtime.layer import ALIASES
 from moegen.runtime.schedule import Schedule
 from moegen.runtime.stages import Lowered
+from moegen.tune import aot
+from moegen.tune.tpu_compiler import TOPOLOGIES
 
 EXIT_BAD_INPUT = 2
 
@@ -68,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     routers = commands.add_parser("routers", help="list the routers that come with the package")
     routers.add_argument("--markdown", action="store_true", help="as a page, with programs")
     routers.set_defaults(run=_routers)
+
+    compiled = commands.add_parser("aot", help="compile every TPU kernel without a TPU: a table")
+    compiled.add_argument("--targets", default=",".join(TOPOLOGIES), metavar="NAME,...")
+    compiled.add_argument("-o", "--output", type=Path, help="file to write; default: print")
+    compiled.set_defaults(run=_aot)
 
     check = commands.add_parser("check", help="parse and verify a .moe file")
     check.add_argument("file", type=Path)
@@ -121,6 +128,20 @@ def _check(args: argparse.Namespace) -> int:
     assert same, "the printer and the parser disagree"
     kind = "joint" if program.cotangents else "forward"
     print(f"{args.file}: @{program.name}, {kind}, {len(program.ops)} ops: ok")
+    return 0
+
+
+def _aot(args: argparse.Namespace) -> int:
+    targets = tuple(args.targets.split(","))
+    for target in targets:
+        if target not in TOPOLOGIES:
+            raise TuneError(f'"{target}" is no TPU', fix=f"use some of {', '.join(TOPOLOGIES)}")
+    page = aot.table(targets, lambda line: print(line, file=sys.stderr))
+    if args.output is None:
+        print(page, end="")
+    else:
+        _write(args.output, page)
+        print(f"wrote {args.output}", file=sys.stderr)
     return 0
 
 

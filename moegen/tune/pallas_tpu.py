@@ -29,7 +29,7 @@ def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
     if any(EXPERT in t.dims for t in types[3 : len(op.inputs)]):
         return "its epilogue reads a value per expert"
     if not tile(op, sizes, target):
-        return f"no tile of it fits into the {_vmem(target) // 1024**2} MiB of VMEM it may take"
+        return f"no tile of it fits into the {vmem_for(target) // 1024**2} MiB of VMEM it may take"
     return ""
 
 
@@ -38,7 +38,7 @@ def tile(op: Op, sizes: Mapping[str, int], target: Target) -> tuple[int, ...]:
     a, b, *_ = (v.type for v in op.inputs)
     assert isinstance(a, Tensor)
     assert isinstance(b, Tensor)
-    rows, experts, vmem = sizes[ROWS], sizes[EXPERT], _vmem(target)
+    rows, experts, vmem = sizes[ROWS], sizes[EXPERT], vmem_for(target)
     if op.name == "grouped_outer":
         out = [d for d in _dims(op.results[0].type) if d != EXPERT]
         return outer_tile(rows, sizes[out[0]], sizes[out[1]], experts, DTYPES[a.dtype], vmem)
@@ -47,11 +47,12 @@ def tile(op: Op, sizes: Mapping[str, int], target: Target) -> tuple[int, ...]:
     by_row = [v.type for v in op.inputs[3:] if ROWS in _dims(v.type)]
     moved = [t for t in (*by_row, *(r.type for r in op.results)) if isinstance(t, Tensor)]
     dtypes = tuple(DTYPES[t.dtype] for t in (a, *moved))
-    return dot_tile(rows, sizes[over], sizes[width], experts, dtypes, vmem)
+    turned = b.dims[-1] == over
+    return dot_tile(rows, sizes[over], sizes[width], experts, dtypes, vmem, turned)
 
 
-def _vmem(target: Target) -> int:
-    """Bytes that blocks may take: a part is left to the compiler."""
+def vmem_for(target: Target) -> int:
+    """Bytes of VMEM that a kernel may take on a target: a part is left to the compiler."""
     return (target.on_chip or INTERPRETED) * 3 // 4
 
 

@@ -7,7 +7,7 @@ from moegen.backends.grouped.common import GroupedKernel, experts_first, outer_o
 from moegen.backends.source import Emitter, aligned, dims_of
 from moegen.ir.program import Op, Value
 from moegen.ir.types import EXPERT, Tensor
-from moegen.kernels.grouped_dot import pallas_tpu, pallas_tpu_outer, visits
+from moegen.kernels.grouped_dot import heights, pallas_tpu, pallas_tpu_outer, visits, vmem
 from moegen.ops.named import dims_tuple
 
 
@@ -68,4 +68,6 @@ def _tuple(parts: list[str]) -> str:
     return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
 
 
-PALLAS_TPU = GroupedKernel("pallas_tpu", _dot, _outer, (pallas_tpu, pallas_tpu_outer, visits))
+PALLAS_TPU = GroupedKernel(
+    "pallas_tpu", _dot, _outer, (pallas_tpu, pallas_tpu_outer, heights, visits, vmem)
+)

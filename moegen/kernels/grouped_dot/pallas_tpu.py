@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from moegen.kernels.grouped_dot.visits import padded_bytes, row_visits
+from moegen.kernels.grouped_dot.heights import compute_heights, whole_is_best
+from moegen.kernels.grouped_dot.visits import row_visits
+from moegen.kernels.grouped_dot.vmem import dot_bytes
 
 
 def grouped_dot_tpu(
@@ -84,10 +86,8 @@ def dot_of_visits(
         )
 
     results = [jax.ShapeDtypeStruct((rows.shape[0], width), dtype) for dtype in dtypes]
-    blocks = [((tall, depth), rows.dtype), ((depth, wide), rows.dtype)]
-    blocks += [((tall, wide), x.dtype) for x in extra]
-    blocks += [((tall, wide), jnp.dtype(dtype)) for dtype in dtypes]
-    vmem = 2 * padded_bytes(blocks) + padded_bytes([((tall, wide), jnp.float32)] * 2)
+    moved = [rows.dtype, *(x.dtype for x in extra), *(jnp.dtype(dtype) for dtype in dtypes)]
+    vmem = dot_bytes(tall, depth, wide, moved, transposed)
     made = pl.pallas_call(
         functools.partial(
             dot_kernel, experts=experts, heights=tuple(heights), results=len(results),
@@ -105,7 +105,7 @@ def dot_of_visits(
             * len(results),
         ),
         out_shape=results,
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + 2**20),
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + 2**21),
         interpret=interpret,
         name="grouped_dot_tpu",
     )(*lists, rows, weights, *extra)  # fmt: skip
@@ -137,28 +137,29 @@ def dot_kernel(
     low = begin & -16  # rows of bf16 come in registers of 16
     needed = jnp.where(owners[visit] < experts, past[visit] - low, 0)
 
-    def write(height: int, values: tuple[jax.Array, ...], at: Any) -> None:
+    def write(height: int, values: tuple[jax.Array, ...], at: Any, shared: bool) -> None:
         mine = at + jax.lax.broadcasted_iota(jnp.int32, (height, 1), 0) >= begin
         for out, value in zip(outs, values, strict=True):
             place = (pl.ds(at, height), slice(None))
-            out[place] = jnp.where(mine, value.astype(out.dtype), out[place])
+            value = value.astype(out.dtype)
+            out[place] = jnp.where(mine, value, out[place]) if shared else value
 
-    def compute(height: int) -> None:
-        at = 0 if height == tall else pl.multiple_of(jnp.minimum(low, tall - height), 16)
+    def compute(height: int, at: Any, shared: bool) -> None:
         place = (pl.ds(at, height), slice(None))
         dims = (((1,), (1 if transposed else 0,)), ((), ()))
         acc = jax.lax.dot_general(
             rows[place], weights[...], dims, preferred_element_type=jnp.float32
         )
         if epilogue is None:
-            return write(height, (acc,), at)
+            return write(height, (acc,), at, shared)
         given = [x[place] if x.shape[0] == tall else x[...] for x in extra]
-        return write(height, epilogue(acc, *(x.astype(jnp.float32) for x in given)), at)
+        values = epilogue(acc, *(x.astype(jnp.float32) for x in given))
+        return write(height, values, at, shared)
 
     if whole:
-        return compute(tall)
-    for height, lower in zip(heights, (*heights[1:], 0), strict=True):
-        pl.when((lower < needed) & (needed <= height))(functools.partial(compute, height))
+        return compute(tall, 0, False)
+    all_ = (begin == 0) & whole_is_best(needed, heights)
+    compute_heights(needed, low, all_, heights, compute)
     zeros = tuple(jnp.zeros(out.shape, out.dtype) for out in outs)
-    pl.when(needed == 0)(lambda: write(tall, zeros, 0))
+    pl.when(needed == 0)(lambda: write(tall, zeros, 0, True))
     return None

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from moegen.kernels.grouped_dot.visits import expert_visits, padded_bytes
+from moegen.kernels.grouped_dot.heights import compute_heights
+from moegen.kernels.grouped_dot.visits import expert_visits
+from moegen.kernels.grouped_dot.vmem import outer_bytes
 
 
 def grouped_outer_tpu(
@@ -51,8 +53,7 @@ def outer_of_visits(
     """The kernel's call for visits that are known; `whole`: each owns all rows of its tile."""
     (deep, wide, *heights), (*lists, count) = tile, visits
     tall, depth, width = heights[0], a.shape[1], b.shape[1]
-    blocks = [((tall, deep), a.dtype), ((tall, wide), b.dtype), ((deep, wide), a.dtype)]
-    vmem = 2 * padded_bytes(blocks) + padded_bytes([((deep, wide), jnp.float32)] * 2)
+    vmem = outer_bytes(tall, deep, wide, a.dtype)
     made: jax.Array = pl.pallas_call(
         functools.partial(outer_kernel, heights=tuple(heights), whole=whole),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -65,10 +66,10 @@ def outer_of_visits(
             out_specs=pl.BlockSpec(
                 (None, deep, wide), lambda k, n, v, tiles, owners, *_: (owners[v], k, n)
             ),
-            scratch_shapes=[pltpu.VMEM((deep, wide), jnp.float32)],
+            scratch_shapes=[pltpu.VMEM((deep, wide), jnp.float32), pltpu.SMEM((2,), jnp.int32)],
         ),
         out_shape=jax.ShapeDtypeStruct((experts, depth, width), a.dtype),
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + 2**20),
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + 2**21),
         interpret=interpret,
         name="grouped_outer_tpu",
     )(*lists, a, b)
@@ -84,32 +85,40 @@ def outer_kernel(
     b: Any,
     out: Any,
     total: Any,
+    counted: Any,
     *,
     heights: tuple[int, ...],
     whole: bool,
 ) -> None:
-    """One visit: adds the products of its rows to the expert's total, from 0 at its first visit."""
+    """One visit: adds the products of its rows to the expert's total, from 0 at its first visit.
+
+    `counted`: the row up to which rows are in the total, as parts of a tile may overlap; and
+    whether the total is still to be started.
+    """
     visit, tall = pl.program_id(2), heights[0]
     begin, end = first[visit], past[visit]
     low = begin & -16  # rows of bf16 come in registers of 16
     needed = jnp.where(end > begin, end - low, 0)
     fresh = (visit == 0) | (owners[jnp.maximum(visit - 1, 0)] != owners[visit])
 
-    def compute(height: int) -> None:
-        at = 0 if height == tall else pl.multiple_of(jnp.minimum(low, tall - height), 16)
-        row = at + jax.lax.broadcasted_iota(jnp.int32, (height, 1), 0)
-        mine = (row >= begin) & (row < end)
-        one, other = (jnp.where(mine, x[pl.ds(at, height), :], 0) for x in (a, b))
+    def compute(height: int, at: Any, shared: bool) -> None:
+        one, other = (x[pl.ds(at, height), :] for x in (a, b))
+        if shared:
+            row = at + jax.lax.broadcasted_iota(jnp.int32, (height, 1), 0)
+            mine = (row >= begin) & (row < end) & (row >= counted[0])
+            one, other = (jnp.where(mine, x, 0) for x in (one, other))
+            counted[0] = at + height
         part = jax.lax.dot_general(
             one, other, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
         )
-        total[...] = jnp.where(fresh, part, total[...] + part)
+        total[...] = jnp.where(counted[1] > 0, part, total[...] + part)
         out[...] = total[...].astype(out.dtype)
+        counted[1] = 0
 
+    counted[0], counted[1] = begin, fresh.astype(jnp.int32)
     if whole:
-        return compute(tall)
-    for height, lower in zip(heights, (*heights[1:], 0), strict=True):
-        pl.when((lower < needed) & (needed <= height))(functools.partial(compute, height))
+        return compute(tall, 0, False)
+    compute_heights(needed, low, (begin == 0) & (end == tall), heights, compute)
 
     @pl.when(needed == 0)
     def _() -> None:

@@ -1,20 +1,30 @@
-"""Which tile a TPU kernel takes for a product, and why it cannot run one.
+"""Which tile a TPU kernel takes for a product: the one with the fewest cycles that hide nothing.
 
-A step costs about 300 cycles beside its products, and the first weights and the last result are
-moved with nothing to hide behind: tiles are as large as keeps both small. On a v5e with D=1024 and
-an even load, 512 rows by 2048 columns are the best (docs/kernels.md).
+A step costs about 300 cycles beside its products, and at the start and the end a block of each kind
+is moved while nothing is computed. Both are for a v5e (docs/kernels.md).
 """
 
-from moegen.kernels.grouped_dot.visits import padded_bytes
+from itertools import product
+
+from moegen.kernels.grouped_dot.vmem import dot_bytes, outer_bytes, padded_bytes
 
 LANES = 128
-TALLEST = 512
+TALLEST = 1024
 LEAST = 32
-WIDEST = 2048
+STEP = 310
+"""Cycles of a step beside its products."""
+BYTES = 455
+"""Bytes that HBM moves per cycle, as the compiler reckons."""
 
 
 def dot_tile(
-    rows: int, depth: int, width: int, experts: int, dtypes: tuple[str, ...], vmem: int
+    rows: int,
+    depth: int,
+    width: int,
+    experts: int,
+    dtypes: tuple[str, ...],
+    vmem: int,
+    transposed: bool = False,
 ) -> tuple[int, ...]:
     """The tile of `grouped_dot_tpu`: columns, then heights; empty if none fits.
 
@@ -25,27 +35,31 @@ def dot_tile(
       experts: E.
       dtypes: of the rows, then of every operand and result of the epilogue that has a row for
         each row; the product's if there is no epilogue.
-      vmem: bytes that the blocks may take.
+      vmem: bytes that it may take.
+      transposed: whether weights are turned on the way.
     """
-    for tall in heights(rows, experts):
-        for wide in widths(width):
-            blocks = [((tall, depth), dtypes[0]), ((depth, wide), dtypes[0])]
-            blocks += [((tall, wide), dtype) for dtype in dtypes[1:]]
-            if 2 * padded_bytes(blocks) + padded_bytes([((tall, wide), "float32")] * 2) <= vmem:
-                return (wide, *parts(tall))
-    return ()
+    found = []
+    for tall, wide in product(heights(rows, experts), widths(width)):
+        if dot_bytes(tall, depth, wide, dtypes, transposed) <= vmem:
+            moved = padded_bytes(tall, depth, dtypes[0]) + padded_bytes(depth, wide, dtypes[0])
+            moved += sum(padded_bytes(tall, wide, dtype) for dtype in dtypes[1:])
+            steps = -(-width // wide) * max(-(-rows // tall), experts)
+            found.append((STEP * steps + moved / BYTES, (wide, *parts(tall))))
+    return min(found)[1] if found else ()
 
 
 def outer_tile(
     rows: int, depth: int, width: int, experts: int, dtype: str, vmem: int
 ) -> tuple[int, ...]:
     """The tile of `grouped_outer_tpu`: both widths, then heights; empty if none fits."""
-    for tall in heights(rows, experts):
-        for deep, wide in ((d, w) for w in widths(width) for d in widths(depth)):
-            blocks = [((tall, deep), dtype), ((tall, wide), dtype), ((deep, wide), dtype)]
-            if 2 * padded_bytes(blocks) + padded_bytes([((deep, wide), "float32")] * 2) <= vmem:
-                return (deep, wide, *parts(tall))
-    return ()
+    found = []
+    for tall, deep, wide in product(heights(rows, experts), widths(depth), widths(width)):
+        if outer_bytes(tall, deep, wide, dtype) <= vmem:
+            moved = padded_bytes(tall, deep, dtype) + padded_bytes(tall, wide, dtype)
+            moved += padded_bytes(deep, wide, dtype)
+            steps = -(-depth // deep) * -(-width // wide) * max(-(-rows // tall), experts)
+            found.append((STEP * steps + moved / BYTES, (deep, wide, *parts(tall))))
+    return min(found)[1] if found else ()
 
 
 def heights(rows: int, experts: int) -> list[int]:
@@ -61,12 +75,8 @@ def parts(tall: int) -> tuple[int, ...]:
 
 
 def widths(width: int) -> list[int]:
-    """Columns of a block to try, the widest first: equal parts of the whole, in whole lanes.
-
-    Narrower ones than the lanes are not blocks, so a width that is no multiple is taken whole.
-    """
-    if width % LANES and width <= WIDEST:
+    """Columns of a block to try: equal parts of the whole, in whole lanes, or the whole."""
+    if width % LANES:
         return [width]
-    lanes = -(-width // LANES)
-    counts = range(max(1, -(-width // WIDEST)), lanes + 1)
-    return list(dict.fromkeys(-(-lanes // n) * LANES for n in counts))
+    lanes = width // LANES
+    return [width // n for n in range(1, lanes + 1) if lanes % n == 0]

@@ -1,7 +1,5 @@
 """Which rows each step of a grouped kernel works on, computed from the rows of each expert."""
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 
@@ -23,11 +21,11 @@ def row_visits(
       For each visit i32[V]: its tile, its expert (E: of none), and the first row in the tile and
       the one past the last that are the expert's; and how many of the V there are.
     """
-    sizes = sizes.astype(jnp.int32)
-    owned = jnp.concatenate([sizes, rows - jnp.sum(sizes, keepdims=True, dtype=jnp.int32)])
-    ends = jnp.cumsum(owned)
-    tiles = jnp.where(owned > 0, (ends - 1) // tall - (ends - owned) // tall + 1, 0)
-    return visit_groups(owned, tiles, -(-rows // tall) + sizes.shape[0], tall)
+    experts = sizes.shape[0]
+    group = jnp.arange(experts + 1, dtype=jnp.int32)
+    ends = jnp.where(group < experts, sums(sizes, group[:, None] >= group[:-1]), rows)
+    starts = sums(sizes, group[:, None] > group[:-1])
+    return visit_groups(starts, ends, rows, tall, least=0)
 
 
 def expert_visits(
@@ -37,36 +35,35 @@ def expert_visits(
 
     Rows of none have no visit.
     """
-    sizes = sizes.astype(jnp.int32)
-    ends = jnp.cumsum(sizes)
-    tiles = jnp.where(sizes > 0, (ends - 1) // tall - (ends - sizes) // tall + 1, 1)
-    return visit_groups(sizes, tiles, -(-rows // tall) + 2 * sizes.shape[0] - 1, tall)
+    group = jnp.arange(sizes.shape[0], dtype=jnp.int32)
+    ends = sums(sizes, group[:, None] >= group)
+    starts = sums(sizes, group[:, None] > group)
+    return visit_groups(starts, ends, rows, tall, least=1)
 
 
 def visit_groups(
-    sizes: jax.Array, tiles: jax.Array, most: int, tall: int
+    starts: jax.Array, ends: jax.Array, rows: int, tall: int, least: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The visits of groups of `sizes` rows that lie in `tiles` tiles each.
+    """The visits of groups with these first and last rows; a group without rows has `least`.
 
-    Sums over comparisons take the place of gathers, which are slow on TPUs for so few elements.
+    All of it is comparisons and sums over few groups: XLA makes a few small loops of them, where
+    cumulative sums and gathers would each be one or more.
     """
-    groups, visit = sizes.shape[0], jnp.arange(most, dtype=jnp.int32)
-    last = jnp.cumsum(tiles)
-    group = jnp.minimum(jnp.sum(visit[:, None] >= last, axis=1, dtype=jnp.int32), groups - 1)
-    mine = group[:, None] == jnp.arange(groups, dtype=jnp.int32)
+    tiles, groups = -(-rows // tall), starts.shape[0]
+    group = jnp.arange(groups, dtype=jnp.int32)
+    visit = jnp.arange(tiles + groups - 1, dtype=jnp.int32)
+    lead = jax.lax.div(starts, tall)
+    count = jnp.where(ends > starts, jax.lax.div(ends - 1, tall) - lead + 1, least)
+    before = sums(count, group[:, None] > group)
+    after = sums(count, group[:, None] >= group)
+    mine = (visit[:, None] >= before) & (visit[:, None] < after)
+    # A group without rows may start past the last tile.
+    tile = jnp.minimum(visit + sums(lead - before, mine), tiles - 1)
+    first = jnp.clip(sums(starts, mine) - tile * tall, 0, tall)
+    past = jnp.clip(sums(ends, mine) - tile * tall, 0, tall)
+    return tile, sums(group, mine), first, past, jnp.sum(count, dtype=jnp.int32)
 
-    def of_mine(values: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(mine, values, 0), axis=1, dtype=jnp.int32)
 
-    ends = jnp.cumsum(sizes)
-    start, end = of_mine(ends - sizes), of_mine(ends)
-    highest = jnp.maximum(jnp.sum(sizes) - 1, 0) // tall  # no visit reads a tile past the rows
-    tile = jnp.minimum(start // tall + visit - of_mine(last - tiles), highest)
-    first, past = jnp.clip(start - tile * tall, 0, tall), jnp.clip(end - tile * tall, 0, tall)
-    return tile, group, first, past, last[-1]
-
-
-def padded_bytes(blocks: Sequence[tuple[tuple[int, int], jax.typing.DTypeLike]]) -> int:
-    """Bytes of VMEM that blocks of these shapes and dtypes take, in whole registers."""
-    sizes = [(-(-m // 16) * 16 * -(-n // 128) * 128, dtype) for (m, n), dtype in blocks]
-    return sum(elements * jnp.dtype(dtype).itemsize for elements, dtype in sizes)
+def sums(values: jax.Array, where: jax.Array) -> jax.Array:
+    """For each row of a mask, the sum of the values it lets through."""
+    return jnp.sum(jnp.where(where, values, 0), axis=1, dtype=jnp.int32)

@@ -67,17 +67,17 @@ class TestRaggedDot(GroupedKernelTests):
 
 
 class TestPallasTpu(GroupedKernelTests):
-    """Interpreted; tiles of 32 rows, the last one of 8, and of parts of them."""
+    """Interpreted; tiles of 64 rows, the last one of 8, and parts of them."""
 
     unit = 1
 
     def dot(self, rows, weights, sizes):
-        return grouped_dot_tpu(rows, weights, sizes, tile=(WIDTH, 32, 16), interpret=True)
+        return grouped_dot_tpu(rows, weights, sizes, tile=(WIDTH, 64, 32, 16), interpret=True)
 
     def dot_transposed(self, rows, weights, sizes):
         return grouped_dot_tpu(
-            rows, weights, sizes, tile=(DEPTH, 32, 16), transposed=True, interpret=True
+            rows, weights, sizes, tile=(DEPTH, 64, 32, 16), transposed=True, interpret=True
         )
 
     def outer(self, a, b, sizes):
-        return grouped_outer_tpu(a, b, sizes, tile=(DEPTH, WIDTH, 32, 16), interpret=True)
+        return grouped_outer_tpu(a, b, sizes, tile=(DEPTH, WIDTH, 64, 32, 16), interpret=True)

@@ -1,0 +1,95 @@
+"""Programs to compile for TPUs: each kernel for a shape, as a function and what it is called with.
+
+With `visits`, a kernel runs that many whole tiles, a number the compiler's estimate can see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moegen.kernels.grouped_dot.pallas_tpu import dot_of_visits, grouped_dot_tpu
+from moegen.kernels.grouped_dot.pallas_tpu_outer import grouped_outer_tpu, outer_of_visits
+from moegen.kernels.grouped_dot.visits import row_visits
+
+Case = tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]
+EPILOGUES: dict[str, tuple[int, Callable[..., tuple[jax.Array, ...]]]] = {
+    "": (0, lambda acc: (acc,)),
+    "gelu": (0, lambda acc: (jax.nn.gelu(acc),)),
+    "kept gelu": (0, lambda acc: (acc, jax.nn.gelu(acc))),
+    "gate": (1, lambda acc, c0: (acc * jax.nn.silu(c0),)),
+}
+"""By name: how many operands with a row for each row it reads, and what it computes."""
+
+
+def dot(
+    rows: int,
+    depth: int,
+    width: int,
+    experts: int,
+    tile: Sequence[int],
+    dtype: str = "bfloat16",
+    transposed: bool = False,
+    epilogue: str = "",
+    visits: int | None = None,
+) -> Case:
+    """The grouped product: forward, or by transposed weights."""
+    count, function = EPILOGUES[epilogue]
+    weights = (experts, width, depth) if transposed else (experts, depth, width)
+    results = len(function(*[jnp.zeros((1, 1))] * (count + 1)))
+    settings: dict[str, Any] = {
+        "tile": tuple(tile), "transposed": transposed, "epilogue": function,
+        "dtypes": (dtype,) * results,
+    }  # fmt: skip
+    shapes = [_struct((rows, depth), dtype), _struct(weights, dtype)]
+    extra = [_struct((rows, width), dtype)] * count
+
+    def call(x: Any, w: Any, sizes: Any, *extra: Any) -> Any:
+        return grouped_dot_tpu(x, w, sizes, *extra, **settings)
+
+    def fixed(x: Any, w: Any, a: Any, b: Any, c: Any, d: Any, *extra: Any) -> Any:
+        return dot_of_visits((a, b, c, d, visits), x, w, *extra, **settings, whole=True)
+
+    if visits is None:
+        return call, [*shapes, _struct((experts,), "int32"), *extra]
+    return fixed, [*shapes, *[_struct((visits,), "int32")] * 4, *extra]
+
+
+def outer(
+    rows: int,
+    depth: int,
+    width: int,
+    experts: int,
+    tile: Sequence[int],
+    dtype: str = "bfloat16",
+    visits: int | None = None,
+) -> Case:
+    """The gradient of the weights."""
+    shapes = [_struct((rows, depth), dtype), _struct((rows, width), dtype)]
+
+    def call(a: Any, b: Any, sizes: Any) -> Any:
+        return grouped_outer_tpu(a, b, sizes, tile=tuple(tile))
+
+    def fixed(a: Any, b: Any, *lists: Any) -> Any:
+        return outer_of_visits((*lists, visits), a, b, experts, tile=tuple(tile), whole=True)
+
+    if visits is None:
+        return call, [*shapes, _struct((experts,), "int32")]
+    return fixed, [*shapes, *[_struct((visits,), "int32")] * 4]
+
+
+def schedule(rows: int, experts: int, tall: int) -> Case:
+    """What is computed from the sizes before a kernel can start."""
+    return lambda sizes: row_visits(sizes, rows, tall), [_struct((experts,), "int32")]
+
+
+def dense(rows: int, depth: int, width: int, dtype: str = "bfloat16") -> Case:
+    """XLA's own product of the rows with one weight matrix."""
+    return jnp.dot, [_struct((rows, depth), dtype), _struct((depth, width), dtype)]
+
+
+def _struct(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))

@@ -1,0 +1,162 @@
+"""Compiles for TPUs that are not here: in a process of its own, with the libtpu of `make tpu`.
+
+libtpu is kept out of the environment, where JAX would look for a TPU. For each job the compiler
+says whether the program compiles, what it holds, and how many cycles it estimates. The estimate
+walks the program's instructions with the chip's latencies, DMA included; it knows some chips only,
+sees fixed numbers of steps only, and takes a branch on data as if the data were zeros.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from moegen.errors import TuneError
+
+ESTIMATED = ("tpu_v5e", "tpu_v5p", "tpu_v6e", "tpu7x")
+"""Targets that libtpu has latencies of; it aborts when asked for cycles of others."""
+TOPOLOGIES = {
+    "tpu_v4": "v4:2x2x1",
+    "tpu_v5e": "v5e:2x2",
+    "tpu_v5p": "v5p:2x2x1",
+    "tpu_v6e": "v6e:2x2",
+    "tpu7x": "tpu7x:2x2x1",
+}
+"""The topology that stands for a target; one of its chips is compiled for."""
+FOLDER = "MOEGEN_LIBTPU"
+"""Environment variable with the folder that libtpu is installed in."""
+MISSING = "there is no libtpu to compile for TPUs with"
+FIX = "run `make tpu`, or name its folder in " + FOLDER
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One program to compile.
+
+    Attributes:
+      name: for the result.
+      case: "module:function"; called with the arguments it gives a function and its shapes.
+      arguments: anything JSON can hold.
+    """
+
+    name: str
+    case: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """What the compiler says of one program; sizes in bytes, `error` if it refused it.
+
+    `cycles` is None where there is no estimate; `hbm` holds arguments, results and temporaries.
+    """
+
+    name: str
+    error: str = ""
+    seconds: float = 0.0
+    cycles: int | None = None
+    hbm: tuple[int, int, int] = (0, 0, 0)
+
+
+def libtpu_folder() -> Path | None:
+    """The folder to put on the path for libtpu: None where there is none, "." if none is needed."""
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    named = os.environ.get(FOLDER)
+    beside = Path(__file__).parents[2] / ".tpu" / version
+    for folder in (Path(named) if named else beside, beside):
+        if (folder / "libtpu").is_dir():
+            return folder
+    return Path() if find_spec("libtpu") else None
+
+
+def compile_for(
+    target: str, jobs: Sequence[Job], *, estimate: bool = True
+) -> Iterator[Compilation]:
+    """Compiles the jobs one after the other and yields each result as it comes.
+
+    A program that makes the compiler abort is a result too: the next one gets a new process.
+
+    Args:
+      target: one of TOPOLOGIES.
+      jobs: what to compile.
+      estimate: asks for cycles, which takes longer than compiling.
+
+    Raises:
+      TuneError: without libtpu, or if the process cannot start.
+    """
+    folder = libtpu_folder()
+    if folder is None:
+        raise TuneError(MISSING, fix=FIX)
+    if target not in TOPOLOGIES:
+        raise TuneError(f'"{target}" is no TPU', fix=f"use one of {', '.join(TOPOLOGIES)}")
+    left, estimate = list(jobs), estimate and target in ESTIMATED
+    while left:
+        done = 0
+        for result in _run(target, left, folder, estimate):
+            done += 1
+            yield result
+        left = left[done:]
+
+
+def _run(target: str, jobs: list[Job], folder: Path, estimate: bool) -> Iterator[Compilation]:
+    """Results of one process; if it dies, the job it died of has the compiler's last words."""
+    with (
+        tempfile.TemporaryDirectory() as profiles,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as complaints,
+    ):
+        command = [sys.executable, "-m", "moegen.tune.tpu_compile", TOPOLOGIES[target]]
+        process = subprocess.Popen(
+            [*command, profiles if estimate else ""],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True,
+            env=_environment(folder, profiles if estimate else ""),
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps([(j.name, j.case, j.arguments) for j in jobs]))
+            process.stdin.close()
+            done = 0
+            for line in process.stdout:
+                if line.startswith("{"):
+                    done += 1
+                    found = json.loads(line)
+                    yield Compilation(**{**found, "hbm": tuple(found.get("hbm", (0, 0, 0)))})
+            process.wait()
+        finally:
+            process.kill()
+            process.stdout.close()
+            process.wait()
+        if done < len(jobs):
+            complaints.seek(0)
+            yield Compilation(jobs[done].name, f"the compiler aborted: {_last(complaints.read())}")
+
+
+def _environment(folder: Path, profiles: str) -> dict[str, str]:
+    path = [str(Path(__file__).parents[2]), str(folder), os.environ.get("PYTHONPATH", "")]
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    asked = f"--xla_jf_dump_static_llo_profile_to={profiles}" if profiles else ""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "LIBTPU_INIT_ARGS": f"{given} {asked}".strip(),
+    }
+
+
+def _last(text: str) -> str:
+    """The line of a fatal error, or the last line."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    fatal = [line.partition("] ")[2] for line in lines if line.startswith("F")]
+    return (fatal or lines or ["no reason given"])[-1][:200]
