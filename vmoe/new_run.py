@@ -56,8 +56,6 @@ def write_weights(out: Path, config: TrainConfig, init: InitFromConfig, image_sh
     Raises:
       UserError: if the checkpoint does not fill the model, or the file is there already.
     """
-    if out.exists():
-        raise UserError(f"{out} is there already; fix: another name, or remove it first")
     state, line = _begun(config, replace(init, moments=False), image_shape)
     files.write(out, {path: leaf_of(np.asarray(a)) for path, a in flat(state.params).items()})
     return line

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vmoe.errors import UserError
 from vmoe.weights import npz, run, safetensors, sharded, sharded_write
-from vmoe.weights.leaf import Leaf, Leaves
+from vmoe.weights.leaf import Leaf, Leaves, unreadable
 
 PARAMS = "params/"
 
@@ -71,11 +71,14 @@ def read(path: str | Path) -> Checkpoint:
       UserError: if there is none, or it is malformed: names the file and what is wrong.
     """
     path = Path(path)
-    for form in FORMATS:
-        found = form.find(path)
-        if found is not None:
-            return Checkpoint(found, form.name, form.read(found))
-    what = "is no checkpoint" if path.exists() else "does not exist"
+    try:
+        for form in FORMATS:
+            found = form.find(path)
+            if found is not None:
+                return Checkpoint(found, form.name, form.read(found))
+        what = "is no checkpoint" if path.exists() else "does not exist"
+    except OSError as error:
+        raise unreadable(path, error) from None
     raise UserError(
         f"checkpoint {path} {what}; fix: give a .npz or .safetensors file, the .index of a "
         "released checkpoint, or the workdir of a run"

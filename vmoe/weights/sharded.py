@@ -40,8 +40,8 @@ def prefix_of(path: Path) -> Path | None:
     head, _, tail = name.rpartition(".data-")
     if head and tail.replace("-of-", "").isdecimal():
         name = head
-    prefix = path.with_name(name) if name else path
-    return prefix if index_file(prefix).is_file() else None
+    prefix = path.with_name(name) if name else None
+    return prefix if prefix and index_file(prefix).is_file() else None
 
 
 def index_file(prefix: Path) -> Path:

@@ -16,15 +16,16 @@ UNFINISHED = ".unfinished-"
 def written_whole(*files: Path) -> Iterator[list[Path]]:
     """Gives a temporary name for each file, and renames them in order once all are written.
 
+    Their folder has to be there.
+
     Raises:
       UserError: if one is there already, or cannot be written; nothing is left behind then.
     """
-    for file in files:
-        if file.exists():
-            raise UserError(f"{file} is there already; fix: another name, or remove it first")
     unfinished = [file.with_name(f"{UNFINISHED}{file.name}") for file in files]
     try:
-        files[0].parent.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            if file.exists():
+                raise UserError(f"{file} is there already; fix: another name, or remove it first")
         yield unfinished
         for temporary, file in zip(unfinished, files, strict=True):
             _sync(temporary)
@@ -35,7 +36,8 @@ def written_whole(*files: Path) -> Iterator[list[Path]]:
         ) from None
     finally:
         for temporary in unfinished:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def _sync(file: Path) -> None:

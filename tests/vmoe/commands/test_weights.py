@@ -77,6 +77,12 @@ def test_convert_to_the_names_of_augreg(tmp_path):
     [
         (["inspect"], "inspect: CKPT is missing"),
         (["inspect", "nowhere.npz"], "checkpoint nowhere.npz does not exist"),
+        (["inspect", "."], "checkpoint . is no checkpoint"),
+        (["inspect", "/"], "checkpoint / is no checkpoint"),
+        (["inspect", "a" * 300], "cannot be read: File name too long"),
+        (["convert", str(THREE), "a" * 300 + ".npz"], "cannot be written: File name too long"),
+        (["convert", str(THREE), "no/folder.npz"], "cannot be written: No such file or directory"),
+        (["convert", str(THREE), f"{THREE}.index/a.npz"], "cannot be written: Not a directory"),
         (["convert", str(THREE)], "convert: DST is missing"),
         (["convert", str(THREE), "b.pt"], "cannot tell the format of b.pt"),
         (["convert", str(THREE), "b.npz", "--part=opt"], "nothing under opt/; fix: --part= one of"),
