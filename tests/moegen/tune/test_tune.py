@@ -137,7 +137,7 @@ def test_kernels():
     tpu = target_named("tpu")
     assert kernel_for(DOT, "ragged_dot", tpu, SIZES).kernel == "xla"
     taken = kernel_for(grouped(1), "auto", tpu, SIZES)
-    assert (taken.kernel, taken.tile, taken.source) == ("pallas_tpu", (6, 64, 32), "heuristic")
+    assert (taken.kernel, taken.tile, taken.source) == ("pallas_tpu", (6, 32), "heuristic")
     assert kernel_for(grouped(1), "auto", target_named("h100"), SIZES).kernel == "ragged_dot"
     assert kernel_for(grouped(1), "auto", CPU, SIZES).kernel == "runs"
     asked = kernel_for(grouped(1), "blocks", tpu, SIZES)
