@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from moegen.backends.source import Emitter, Template, dims_of
 from moegen.ir.placement import Axes
 from moegen.ir.program import Op, Program, Value
-from moegen.ir.types import placement_of
+from moegen.ir.types import CAPACITY, EXPERT, placement_of
 from moegen.kernels import parts
+from moegen.kernels.rows import exchange
+from moegen.ops.parts import ROWS, SENT
 
 RESERVED = frozenset(("P", "mesh", "functools", "gradients"))
 """Names in a module for several devices that values must not take."""
@@ -62,12 +64,51 @@ def _reduce_scatter(e: Emitter, op: Op) -> list[str]:
     return _set(e, op, f"jax.lax.psum_scatter({x}, {axes}, {dim}, tiled=True)")
 
 
+def _swap_parts(e: Emitter, op: Op) -> list[str]:
+    x, axes = _given(e, op)
+    at = 0 if dims_of(op.inputs[0])[0] == SENT else 1
+    args = f"{x}, {axes}, split_axis={at}, concat_axis={at}, tiled=True"
+    return _set(e, op, f"jax.lax.all_to_all({args})")
+
+
+def _pair_numbers(e: Emitter, op: Op) -> list[str]:
+    expert, position = (e.name(v) for v in op.inputs)
+    slot, counts = (e.name(r) for r in op.results)
+    devices = op.attr["devices"]
+    pairs = e.program.sizes[SENT] // (op.attr["parts"] * devices)
+    args = f"{expert}, {position}, {EXPERT}, {CAPACITY}, devices={devices}, pairs={pairs}"
+    return [
+        f"{slot}, {counts} = {e.use(exchange.pair_slots)}({args})",
+        f"{counts} = {counts}[None]",
+    ]
+
+
+def _regroup(e: Emitter, op: Op) -> list[str]:
+    (counts,), (take, back, sizes) = op.inputs, op.results
+    devices = op.attr["devices"]
+    args = f"{e.name(counts)}.reshape({devices}, -1), pairs={e.size(SENT, back)} // {devices}"
+    args += f", rows={e.size(ROWS, take)}, block={op.attr['block']}"
+    return [
+        f"{e.results(op)} = {e.use(exchange.arrived_rows)}({args})",
+        f"{e.name(sizes)} = {e.name(sizes)}[None]",
+    ]
+
+
+def _take_rows(e: Emitter, op: Op) -> list[str]:
+    x, index = (e.name(v) for v in op.inputs)
+    return _set(e, op, f'{x}.at[{index}].get(mode="fill", fill_value=0)')
+
+
 TEMPLATES: dict[str, Template] = {
     "all_to_all": _all_to_all,
     "all_gather": _all_gather,
     "take_part": _take_part,
     "psum": _psum,
     "reduce_scatter": _reduce_scatter,
+    "swap_parts": _swap_parts,
+    "pair_numbers": _pair_numbers,
+    "regroup": _regroup,
+    "take_rows": _take_rows,
 }
 
 

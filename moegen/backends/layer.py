@@ -78,10 +78,12 @@ def _emit_on_mesh(
     functions = [
         on_each_device(primal.inputs, specs(returned))
         + "\n"
-        + emit_function("primal", inputs, e.statements(primal.ops), outputs),
+        + emit_function("primal", inputs, statements(e, primal.ops, primal.returned), outputs),
         on_each_device(primal.inputs, both)
         + "\n"
-        + emit_function("forward", inputs, e.statements(forward.ops), f"{outputs}, {kept}"),
+        + emit_function(
+            "forward", inputs, statements(e, forward.ops, forward.returned), f"{outputs}, {kept}"
+        ),
         _backward_on_mesh(e, primal, backward, residuals),
     ]
     tail = "layer = jax.custom_vjp(primal)\nlayer.defvjp(forward, backward)"
@@ -99,7 +101,9 @@ def _backward_on_mesh(
     arguments = [*residuals, *backward.cotangents]
     answers = [gradients[v.name] for v in primal.inputs if v.name in gradients]
     names = [e.name(v) for v in arguments]
-    parts = emit_function("gradients", names, e.statements(backward.ops), _tuple(e, answers))
+    parts = emit_function(
+        "gradients", names, statements(e, backward.ops, backward.returned), _tuple(e, answers)
+    )
     order = iter(e.name(v) for v in answers)
     returned = [next(order) if v.name in gradients else "None" for v in primal.inputs]
     lines = [

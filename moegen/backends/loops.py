@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence, Set
 from itertools import groupby
 
 from moegen.backends.expressions import epilogue, tensor_dtype
+from moegen.backends.grouped.common import own_sizes
 from moegen.backends.source import Emitter, aligned, dims_of
 from moegen.ir.program import Op, Value
 from moegen.ir.types import EXPERT
 from moegen.kernels.grouped_dot import runs
 from moegen.ops.grouped import sizes_of
 from moegen.ops.linalg import einsum_spec
-from moegen.ops.rows import ROWS
+from moegen.ops.parts import ROWS
 
 
 def statements(e: Emitter, ops: Sequence[Op], returned: Sequence[Value]) -> list[str]:
@@ -40,7 +41,7 @@ def write_loop(e: Emitter, ops: Sequence[Op], wanted: Set[str]) -> list[str]:
     body = [line for op in ops for line in e.located(op, BODIES[op.name](e, op))]
     first = next(op for op in ops if "block" in op.attr)
     arguments = (
-        e.name(sizes_of(first)),
+        own_sizes(e, sizes_of(first)),
         str(first.attr["block"]),
         _tuple([e.name(v) for v in rows]),
         _tuple([e.aligned(v, _expert_first(v)) for v in experts]),

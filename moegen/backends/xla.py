@@ -15,18 +15,19 @@ from moegen.backends.expressions import (
     tensor_dtype,
 )
 from moegen.backends.grouped import table
-from moegen.backends.grouped.common import experts_first
+from moegen.backends.grouped.common import experts_first, own_sizes
 from moegen.backends.source import Emitter, Template, aligned, dims_of
 from moegen.errors import LoweringError
 from moegen.ir.program import Op, Value
 from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, TOKEN, Tensor, placement_of
 from moegen.kernels import activations, parts
 from moegen.kernels.grouped_dot import blocks
-from moegen.kernels.rows import gather
+from moegen.kernels.rows import exchange, gather
 from moegen.ops.call import resolve
 from moegen.ops.linalg import einsum_spec
 from moegen.ops.named import dims_tuple
-from moegen.ops.rows import ROWS, slot_rank
+from moegen.ops.parts import ROWS, SENT
+from moegen.ops.rows import slot_rank
 
 SLOTS = (EXPERT, GROUP, CAPACITY)
 TEMPLATES: dict[str, Template] = {
@@ -36,7 +37,7 @@ TEMPLATES: dict[str, Template] = {
 }
 KERNEL_NAMES = frozenset(
     name
-    for module in (activations, blocks, gather, parts, *table.MODULES)
+    for module in (activations, blocks, exchange, gather, parts, *table.MODULES)
     for name, _ in inspect.getmembers(module, inspect.isfunction)
 )
 """Names of kernel functions, which values in the source must not take."""
@@ -210,14 +211,17 @@ def _dot(e: Emitter, op: Op) -> list[str]:
 def _grouped_sum(e: Emitter, op: Op) -> list[str]:
     a, sizes = op.inputs
     call = e.use(blocks.grouped_sum)
-    return _set(e, op, f"{call}({e.name(a)}, {e.name(sizes)}, block={op.attr['block']})")
+    return _set(e, op, f"{call}({e.name(a)}, {own_sizes(e, sizes)}, block={op.attr['block']})")
 
 
 @template("per_row")
 def _per_row(e: Emitter, op: Op) -> list[str]:
     values, sizes = op.inputs
     return _set(
-        e, op, f"{e.use(blocks.per_row)}({experts_first(e, values)}, {e.name(sizes)}, {ROWS})"
+        e,
+        op,
+        f"{e.use(blocks.per_row)}({experts_first(e, values)}, {own_sizes(e, sizes)}, "
+        f"{e.size(ROWS, op.result)})",
     )
 
 
@@ -247,17 +251,21 @@ def _slot_numbers(e: Emitter, op: Op) -> list[str]:
 def _row_numbers(e: Emitter, op: Op) -> list[str]:
     expert, position = (e.name(v) for v in op.inputs)
     call, block = e.use(gather.sorted_rows), op.attr["block"]
-    return _set(
-        e, op, f"{call}({expert}, {position}, {EXPERT}, {CAPACITY}, block={block}, rows={ROWS})"
-    )
+    sizes = op.results[1]
+    parts = op.attr.get("parts", 1)
+    rows = ROWS if parts == 1 else f"{ROWS} // {parts}"
+    made = f"{call}({expert}, {position}, {EXPERT}, {CAPACITY}, block={block}, rows={rows})"
+    lines = _set(e, op, made)
+    return [*lines, f"{e.name(sizes)} = {e.name(sizes)}[None]"] if "parts" in op.attr else lines
 
 
 @template("invert_slots")
 def _invert_slots(e: Emitter, op: Op) -> list[str]:
     slot, dims = e.name(op.inputs[0]), tuple(op.attr["dims"])
     call = e.use(gather.choice_in_slot)
-    if dims == (ROWS,):
-        return _set(e, op, f"{call}({slot}.reshape(1, -1), {ROWS})[0]")
+    if len(dims) == 1:
+        rows = e.size(dims[0], op.result)
+        return _set(e, op, f"{call}({slot}.reshape(1, -1), {rows})[0]")
     groups = e.size(GROUP, op.result)
     made = f"{call}({slot}.reshape({groups}, -1), {EXPERT} * {CAPACITY})"
     shaped = f"{made}.reshape({groups}, {EXPERT}, {CAPACITY})"
@@ -267,7 +275,7 @@ def _invert_slots(e: Emitter, op: Op) -> list[str]:
 @template("take_tokens")
 def _take_tokens(e: Emitter, op: Op) -> list[str]:
     x, source, *weight = (e.name(v) for v in op.inputs)
-    if dims_of(op.inputs[1]) not in ((ROWS,), SLOTS):
+    if dims_of(op.inputs[1]) not in ((ROWS,), (SENT,), SLOTS):
         raise LoweringError(f"take_tokens: source is {op.inputs[1].type}, not over {SLOTS}")
     args = ", ".join([x, source, CHOICE, *weight])
     return _set(e, op, f"{e.use(gather.tokens_in_slots)}({args})")

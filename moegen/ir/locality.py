@@ -6,13 +6,14 @@ that follows whether the devices can run it each on its own part, and where the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from moegen.errors import PlacementError
 from moegen.ir.placement import Axes, Placement, describe, placement, read_placed
-from moegen.ir.program import Literal
+from moegen.ir.program import Literal, Op, Program
 from moegen.ir.types import Route, Tensor, Type, placed, placement_of
 
 
@@ -107,6 +108,15 @@ def joint_splits(operands: Sequence[Type | Literal]) -> dict[str, Axes]:
                 )
     placement(found)
     return found
+
+
+def own_sizes(program: Program, op: Op) -> dict[str, int]:
+    """The sizes of dims as the op has them on one device of the program's mesh."""
+    sizes, mesh = program.sizes, dict(program.mesh)
+    for value in (*op.inputs, *op.results):
+        for dim, axes in placement_of(value.type).splits:
+            sizes[dim] = program.sizes[dim] // math.prod(mesh[a] for a in axes)
+    return sizes
 
 
 def _owed(how: Locality, operands: Sequence[Type | Literal]) -> set[str]:

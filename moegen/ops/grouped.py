@@ -1,23 +1,29 @@
 """Products over sorted rows: each row meets the weights of its own expert.
 
 `sizes` is i32[E], the number of rows of each expert, in order; rows past their sum belong
-to no expert. Meanings are one-hot products; `moegen/kernels/grouped_dot` has what runs.
+to no expert. On a mesh it is i32[Parts, E], where each device has the rows of its groups, or
+i32[GroupParts, E], where those of a part went to the devices of their experts. Meanings are one-hot
+products; `moegen/kernels/grouped_dot` has what runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
-from moegen.errors import DtypeError, ShapeError
+from moegen.errors import DtypeError, PlacementError, ShapeError
 from moegen.ir.dims import Dims
+from moegen.ir.locality import Locality, dims_of, locality, place_results
 from moegen.ir.program import Literal, Op, Value
 from moegen.ir.registry import Eval, OpDef, register
-from moegen.ir.types import EXPERT, Tensor, Type
+from moegen.ir.types import EXPERT, Tensor, Type, placement_of
 from moegen.ops.linalg import apply_epilogue, dot_dims, einsum_spec, with_epilogue
 from moegen.ops.named import align, dims_tuple, require_dims, tensor
-from moegen.ops.rows import ROWS
+from moegen.ops.parts import GROUP_PARTS, PARTS, ROWS, with_splits, without
+
+_SIZES = ((EXPERT,), (PARTS, EXPERT), (GROUP_PARTS, EXPERT))
 
 
 def owner_mask(sizes: Any, rows: int, dtype: Any) -> Any:
@@ -34,7 +40,8 @@ def sizes_of(op: Op) -> Value:
 
 def _check_sizes(sizes: Type | Literal, **attrs: Any) -> None:
     """Checks the number of rows of each expert, and the block they are padded to."""
-    if tensor(sizes, "sizes") != Tensor("i32", (EXPERT,)):
+    found = tensor(sizes, "sizes")
+    if found.dtype != "i32" or found.dims not in _SIZES:
         raise ShapeError(f"sizes must be i32[{EXPERT}], got {sizes}")
     if attrs.get("block", 1) < 1:
         raise ShapeError(f"block={attrs['block']}", fix="rows per block are 1 or more")
@@ -46,11 +53,54 @@ def _check_same_dtype(a: Tensor, b: Tensor) -> None:
 
 
 def _mask(env: Eval, sizes: Any, dtype: Any) -> Any:
-    return owner_mask(sizes, env.sizes[ROWS], dtype)
+    """One-hot [N, E]; lists follow each other by part, then by the device of their experts."""
+    rows = env.sizes[ROWS]
+    if sizes.ndim == 1:
+        return owner_mask(sizes, rows, dtype)
+    devices = env.sizes[PARTS] // sizes.shape[0]
+    lists = sizes.reshape(env.sizes[PARTS], -1)
+    experts = lists.shape[1]
+    masks = [owner_mask(one, rows // len(lists), dtype) for one in lists]
+    before = [i % devices * experts for i in range(len(lists))]
+    after = [(devices - 1) * experts - n for n in before]
+    wide = [jnp.pad(m, ((0, 0), (b, a))) for m, b, a in zip(masks, before, after, strict=True)]
+    return jnp.concatenate(wide)
+
+
+class GroupedOp(OpDef):
+    """Base of ops on rows and their experts: each device has its rows and their experts' weights.
+
+    Rows are split over the axes of the groups and those of the experts; a sum over rows is owed
+    over the groups' axes only, as no two devices along the others have the same experts.
+    """
+
+    def place(
+        self, operands: Sequence[Type | Literal], results: Sequence[Type], attrs: Mapping[str, Any]
+    ) -> tuple[Type, ...]:
+        lists = (ROWS, EXPERT, PARTS, GROUP_PARTS)
+        splits = {d: placement_of(o).axes(d) for o in operands for d in dims_of(o) if d in lists}
+        for operand in operands:
+            for dim in dims_of(operand):
+                if dim in lists and placement_of(operand).axes(dim) != splits[dim]:
+                    raise PlacementError(f"{dim} is split in two ways")
+        experts = splits.get(EXPERT, ())
+        groups = next((splits[d] for d in (PARTS, GROUP_PARTS) if d in splits), ())
+        rows = (*groups, *experts)
+        if splits.get(ROWS, rows) != rows:
+            raise PlacementError(
+                f"rows are split over {'@'.join(splits[ROWS])}, groups and experts over "
+                f"{'@'.join(rows)}"
+            )
+        bare = [without(o, lists) for o in operands]
+        made = place_results(self.locality(operands, attrs), bare, results, attrs)
+        all_lists = {ROWS: rows, EXPERT: experts}
+        return tuple(
+            with_splits(r, all_lists, groups if ROWS not in dims_of(r) else ()) for r in made
+        )
 
 
 @register
-class GroupedDot(OpDef):
+class GroupedDot(GroupedOp):
     """`grouped_dot(rows, w, sizes, over="D")`: rows[N, D] times w[E, D, F] of each row's expert."""
 
     name = "grouped_dot"
@@ -84,6 +134,12 @@ class GroupedDot(OpDef):
             raise ShapeError(f"out={acc.dims} does not list the result's dims {natural}")
         return with_epilogue(dims, acc, operands[3:], attrs)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        over = dims_tuple(attrs["over"])
+        if "epilogue" in attrs:
+            return locality(whole=over)
+        return locality(summed=over, linear=((0,), (1,)))
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         rows, w, sizes, *extra = arrays
         types = [tensor(v.type) for v in env.op.inputs]
@@ -96,7 +152,7 @@ class GroupedDot(OpDef):
 
 
 @register
-class GroupedOuter(OpDef):
+class GroupedOuter(GroupedOp):
     """`grouped_outer(a, b, sizes)`: per expert, the sum over its rows of a[N, D] b[N, F]."""
 
     name = "grouped_outer"
@@ -114,6 +170,11 @@ class GroupedOuter(OpDef):
             raise ShapeError(f"out={out} must have {EXPERT} and dims of {a} and {b}")
         return (Tensor(a.dtype, out),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        (a, b, *_), kept = operands, attrs["out"]
+        summed = [d for d in (*dims_of(a), *dims_of(b)) if d not in kept and d != ROWS]
+        return locality(summed=summed, linear=((0,), (1,)))
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         a, b, sizes = arrays
         da, db = (tensor(v.type).dims for v in env.op.inputs[:2])
@@ -123,7 +184,7 @@ class GroupedOuter(OpDef):
 
 
 @register
-class GroupedSum(OpDef):
+class GroupedSum(GroupedOp):
     """`grouped_sum(a, sizes)`: per expert, the sum of its rows: [N, F] to [E, F]."""
 
     name = "grouped_sum"
@@ -138,13 +199,16 @@ class GroupedSum(OpDef):
         _check_sizes(operands[1], **attrs)
         return (Tensor(a.dtype, (EXPERT, *a.dims[1:])),)
 
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(linear=((0,),))
+
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         a, sizes = arrays
         return jnp.einsum("ne,n...->e...", _mask(env, sizes, a.dtype), a)
 
 
 @register
-class PerRow(OpDef):
+class PerRow(GroupedOp):
     """`per_row(b, sizes)`: each row's copy of its expert's b[E, ...]: [N, ...]."""
 
     name = "per_row"
@@ -158,6 +222,9 @@ class PerRow(OpDef):
         _check_sizes(operands[1])
         dims.shape((ROWS,))
         return (Tensor(b.dtype, (ROWS, *(d for d in b.dims if d != EXPERT))),)
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(linear=((0,),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         b, sizes = arrays

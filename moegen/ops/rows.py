@@ -22,10 +22,17 @@ from moegen.ir.program import Literal
 from moegen.ir.registry import Eval, OpDef, register
 from moegen.ir.types import CAPACITY, CHOICE, EXPERT, FLOATS, GROUP, TOKEN, Tensor, Type
 from moegen.ops.named import JAX_DTYPES, align, tensor
+from moegen.ops.parts import (
+    PARTS,
+    ROWS,
+    SENT,
+    ListOp,
+    in_all,
+    part_numbers,
+    parts_of,
+)
 from moegen.ops.routing import WITHIN_GROUP, check_priority, positions
 
-ROWS = "N"
-"""The dim of rows in the sorted format: all groups' rows in one list."""
 _CHOICES = (GROUP, TOKEN, CHOICE)
 _SLOTS = frozenset((GROUP, EXPERT, CAPACITY))
 
@@ -48,15 +55,10 @@ def _check_weight(operands: Sequence[Type | Literal], dims: tuple[str, ...]) -> 
 
 def _check_slot_dims(dims: tuple[str, ...]) -> None:
     """Checks that dims are those of slots, in any order, or of rows."""
-    if dims != (ROWS,) and (len(dims) != len(_SLOTS) or set(dims) != _SLOTS):
+    if dims not in ((ROWS,), (SENT,)) and (len(dims) != len(_SLOTS) or set(dims) != _SLOTS):
         raise ShapeError(
             f"({', '.join(dims)}) are not slots ({GROUP}, {EXPERT}, {CAPACITY}) or {ROWS}"
         )
-
-
-def _list_of_groups(dims: tuple[str, ...]) -> tuple[str, ...]:
-    """Dims that must be whole beside those of a group: sorted rows are one list of all groups."""
-    return (GROUP, ROWS) if ROWS in dims else ()
 
 
 def _float_dtype(name: str) -> str:
@@ -113,16 +115,17 @@ class SlotNumbers(OpDef):
 
 
 @register
-class RowNumbers(OpDef):
+class RowNumbers(ListOp):
     """`row_numbers(expert, position, block=1)`: rows of one list sorted by expert.
 
     Returns the row of each choice (N where it has none) and the number of rows of each
     expert. Every expert's rows start at a multiple of `block`; its size is padded likewise.
-    Groups follow each other within an expert.
+    Groups follow each other within an expert. With `parts=4`, each quarter of the groups has a
+    list of its own; sizes are then [Parts, E].
     """
 
     name = "row_numbers"
-    attributes = ("block",)
+    attributes = ("block", "parts")
     arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -130,24 +133,47 @@ class RowNumbers(OpDef):
             raise ShapeError(f"block={attrs['block']}", fix="rows per block are 1 or more")
         _of_choices(operands[1], "position")
         expert = _of_choices(operands[0], "expert")
-        dims.define(ROWS, row_count(dims, attrs["block"]))
-        return (expert, Tensor("i32", (EXPERT,)))
+        parts = attrs.get("parts")
+        if parts is not None:
+            define_parts(dims, parts)
+        dims.define(ROWS, (parts or 1) * row_count(dims, attrs["block"], parts or 1))
+        return (expert, Tensor("i32", (PARTS, EXPERT) if parts else (EXPERT,)))
+
+    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
+        return locality(whole=WITHIN_GROUP)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
-        expert, position = arrays
-        experts, block = env.sizes[EXPERT], attrs["block"]
-        hot = jax.nn.one_hot(expert, experts, dtype=jnp.int32)
-        hot = hot * (position < env.sizes[CAPACITY])[..., None]
-        count = hot.sum((1, 2))
-        sizes = -(-count.sum(0) // block) * block
-        start = jnp.cumsum(sizes) - sizes + jnp.cumsum(count, 0) - count
-        row = jnp.einsum("gske,ge->gsk", hot, start) + position
-        return jnp.where(hot.sum(-1) > 0, row, env.sizes[ROWS]).astype(jnp.int32), sizes
+        parts = parts_of(env.sizes)
+        found = [
+            rows_of_part(env, expert, position, attrs["block"], env.sizes[ROWS] // parts)
+            for expert, position in zip(*(jnp.split(a, parts) for a in arrays), strict=True)
+        ]
+        rows, sizes = zip(*found, strict=True)
+        return jnp.concatenate(rows), jnp.stack(sizes) if "parts" in attrs else sizes[0]
 
 
-def row_count(dims: Dims, block: int) -> int:
-    """Rows that are enough for every outcome of the routing, a multiple of `block`."""
+def rows_of_part(env: Eval, expert: Any, position: Any, block: int, none: int) -> tuple[Any, Any]:
+    """Row numbers [G, S, K] of one list, and rows per expert."""
+    hot = jax.nn.one_hot(expert, env.sizes[EXPERT], dtype=jnp.int32)
+    hot = hot * (position < env.sizes[CAPACITY])[..., None]
+    count = hot.sum((1, 2))
+    sizes = -(-count.sum(0) // block) * block
+    start = jnp.cumsum(sizes) - sizes + jnp.cumsum(count, 0) - count
+    row = jnp.einsum("gske,ge->gsk", hot, start) + position
+    return jnp.where(hot.sum(-1) > 0, row, none).astype(jnp.int32), sizes
+
+
+def define_parts(dims: Dims, parts: int) -> None:
+    """Adds the dim of parts; each has as many groups as the others."""
+    if parts < 1 or dims[GROUP] % parts:
+        raise ShapeError(f"{GROUP}={dims[GROUP]} has no {parts} equal parts")
+    dims.define(PARTS, parts)
+
+
+def row_count(dims: Dims, block: int, parts: int = 1) -> int:
+    """Rows of a part that are enough for every outcome of the routing, a multiple of `block`."""
     groups, tokens, choices = dims.shape(_CHOICES)
+    groups //= parts
     experts, capacity = dims.shape((EXPERT, CAPACITY))
     most = min(groups * tokens * choices, groups * experts * min(capacity, tokens * choices))
     used = min(experts, most)
@@ -155,11 +181,12 @@ def row_count(dims: Dims, block: int) -> int:
 
 
 @register
-class InvertSlots(OpDef):
+class InvertSlots(ListOp):
     """`invert_slots(slot, dims=("E", "C"))`: which choice is in each slot, i32.
 
     For group slots the number counts (token, choice) within the group and S * K means
-    empty; for sorted rows, `dims=("N",)`, it counts (group, token, choice), G * S * K empty.
+    empty; for rows, `dims=("N",)`, it counts (group, token, choice), G * S * K empty; where lists
+    have parts, within the part.
     """
 
     name = "invert_slots"
@@ -172,17 +199,15 @@ class InvertSlots(OpDef):
         return (Tensor("i32", tuple(attrs["dims"])),)
 
     def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
-        return locality(whole=(*WITHIN_GROUP, *_list_of_groups(attrs["dims"])))
+        return locality(whole=WITHIN_GROUP)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         (slot,) = arrays
-        place = _place(slot, env, tuple(attrs["dims"]))  # [*choices, *slots]
-        if ROWS in attrs["dims"]:
-            natural: tuple[str, ...] = (ROWS,)
-            place = place.reshape(slot.size, -1)
-        else:
-            natural = (GROUP, EXPERT, CAPACITY)
-            place = place.reshape(slot.shape[0], math.prod(slot.shape[1:]), -1)
+        if len(attrs["dims"]) == 1:
+            return _invert_rows(env, slot, attrs["dims"][0])
+        natural = (GROUP, EXPERT, CAPACITY)
+        place = _place(slot, env, natural[1:])  # [G, S, K, E, C]
+        place = place.reshape(slot.shape[0], math.prod(slot.shape[1:]), -1)
         number = jnp.arange(place.shape[-2], dtype=jnp.int32)[:, None]
         found = jnp.where(place > 0, number, place.shape[-2]).min(-2)
         shaped = found.reshape(env.sizes.shape(natural))
@@ -243,7 +268,7 @@ class TakeItems(OpDef):
 
 
 @register
-class TakeTokens(OpDef):
+class TakeTokens(ListOp):
     """`take_tokens(x, source, weight?)`: x[G, S, ...] at each slot's choice, 0 if empty.
 
     `source` is what `invert_slots` gives. With a weight [G, S, K], rows are multiplied.
@@ -264,7 +289,7 @@ class TakeTokens(OpDef):
         return (Tensor(_float_dtype(x.dtype), (*source.dims, *x.dims[2:])),)
 
     def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
-        return locality((*WITHIN_GROUP, *_list_of_groups(dims_of(operands[1]))), linear=((0,),))
+        return locality(WITHIN_GROUP, linear=((0,),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         x, source, *weight = arrays
@@ -274,9 +299,12 @@ class TakeTokens(OpDef):
         if weight:
             flat = weight[0].reshape(weight[0].shape[0], -1).astype(x.dtype)
             repeated = repeated * flat.reshape(*flat.shape, *(1,) * (x.ndim - 2))
-        if ROWS in dims:
+        if len(dims) == 1:
             table = repeated.reshape(-1, *x.shape[2:])
-            hot = jax.nn.one_hot(source, table.shape[0], dtype=x.dtype)
+            parts = parts_of(env.sizes)
+            part = part_numbers(source.shape[0], parts)
+            choice = in_all(source, part, table.shape[0] // parts, parts)
+            hot = jax.nn.one_hot(choice, table.shape[0], dtype=x.dtype)
             return jnp.einsum("na,a...->n...", hot, table)
         hot = jax.nn.one_hot(align(source, dims, (GROUP, EXPERT, CAPACITY)), repeated.shape[1])
         rows = jnp.einsum("geca,ga...->gec...", hot.astype(x.dtype), repeated)
@@ -284,7 +312,7 @@ class TakeTokens(OpDef):
 
 
 @register
-class TakeSlots(OpDef):
+class TakeSlots(ListOp):
     """`take_slots(y, slot, weight?)`: for each token the sum of its slots' rows [G, S, ...].
 
     y is [E, G, C, ...] in any order of those three, or [N, ...].
@@ -302,7 +330,7 @@ class TakeSlots(OpDef):
         return (Tensor(_float_dtype(y.dtype), (GROUP, TOKEN, *own)),)
 
     def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
-        return locality((*WITHIN_GROUP, *_list_of_groups(dims_of(operands[0]))), linear=((0,),))
+        return locality(WITHIN_GROUP, linear=((0,),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         y, slot, *weight = arrays
@@ -314,7 +342,7 @@ class TakeSlots(OpDef):
 
 
 @register
-class MatchSlots(OpDef):
+class MatchSlots(ListOp):
     """`match_slots(y, slot, x, dtype="f32")`: per choice, its slot's row times its token's."""
 
     name = "match_slots"
@@ -329,8 +357,7 @@ class MatchSlots(OpDef):
         return (Tensor(_float_dtype(attrs["dtype"]), slot.dims),)
 
     def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
-        whole = (*WITHIN_GROUP, *_list_of_groups(dims_of(operands[0])))
-        return locality(whole, summed=dims_of(operands[2])[2:], linear=((0,), (2,)))
+        return locality(WITHIN_GROUP, summed=dims_of(operands[2])[2:], linear=((0,), (2,)))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         y, slot, x = arrays
@@ -370,17 +397,28 @@ class SlotMask(OpDef):
 
 def slot_rank(type_: Tensor) -> int:
     """How many leading dims of a row tensor say which slot it is: 1 (N) or 3 (G, E, C)."""
-    if type_.dims[:1] == (ROWS,):
+    if type_.dims[:1] in ((ROWS,), (SENT,)):
         return 1
     if set(type_.dims[:3]) == {GROUP, EXPERT, CAPACITY}:
         return 3
     raise ShapeError(f"{type_} does not start with slots ({GROUP}, {EXPERT}, {CAPACITY}) or {ROWS}")
 
 
+def _invert_rows(env: Eval, slot: Any, dim: str) -> Any:
+    """For every row of a list the number of its choice within its part."""
+    parts, rows = parts_of(env.sizes), env.sizes[dim]
+    place = _place(slot, env, (dim,)).reshape(parts, slot.size // parts, parts, rows // parts)
+    place = jnp.stack([place[p, :, p] for p in range(parts)])  # [parts, choices, rows]
+    number = jnp.arange(place.shape[1], dtype=jnp.int32)[:, None]
+    return jnp.where(place > 0, number, place.shape[1]).min(1).reshape(rows)
+
+
 def _place(slot: Any, env: Eval, dims: tuple[str, ...]) -> Any:
     """One-hot places of slot numbers: [G, S, K, N] or [G, S, K, E, C]."""
-    if ROWS in dims:
-        return jax.nn.one_hot(slot, env.sizes[ROWS])
+    if len(dims) == 1:
+        parts, rows = parts_of(env.sizes), env.sizes[dims[0]]
+        part = part_numbers(slot.shape[0], parts)[:, None, None]
+        return jax.nn.one_hot(in_all(slot, part, rows // parts, parts), rows)
     shape = env.sizes.shape((EXPERT, CAPACITY))
     return jax.nn.one_hot(slot, math.prod(shape)).reshape(*slot.shape, *shape)
 
@@ -389,7 +427,8 @@ def _rows_of_choices(env: Eval, y: Any, slot: Any) -> Any:
     """Rows [G, S, K, ...] of each choice's slot, 0 where it has none."""
     type_ = tensor(env.op.inputs[0].type)
     if slot_rank(type_) == 1:
-        return jnp.einsum("gskn,n...->gsk...", _place(slot, env, (ROWS,)).astype(y.dtype), y)
+        place = _place(slot, env, type_.dims[:1]).astype(y.dtype)
+        return jnp.einsum("gskn,n...->gsk...", place, y)
     y = jnp.moveaxis(y, [type_.dims.index(d) for d in (GROUP, EXPERT, CAPACITY)], [0, 1, 2])
     place = _place(slot, env, (EXPERT, CAPACITY)).astype(y.dtype)
     return jnp.einsum("gskec,gec...->gsk...", place, y)

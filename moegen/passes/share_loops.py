@@ -16,7 +16,7 @@ from itertools import count
 from moegen.ir.program import Op, Program, Value, live_ops
 from moegen.ir.rewrite import set_attrs
 from moegen.ops.grouped import sizes_of
-from moegen.ops.rows import ROWS
+from moegen.ops.parts import ROWS
 
 PRODUCTS = ("grouped_dot", "grouped_outer")
 """Ops that need a loop; the others only join one."""

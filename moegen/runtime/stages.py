@@ -15,6 +15,7 @@ from moegen.backends import xla
 from moegen.backends.layer import Emitted, emit_layer
 from moegen.dsl.trace import Slot, TracedLayer
 from moegen.errors import LoweringError, did_you_mean
+from moegen.ir.locality import own_sizes
 from moegen.ir.program import Program
 from moegen.ir.text import format_program
 from moegen.passes.layout import Layout, make_layout
@@ -67,7 +68,7 @@ class Traced:
             layout=layout,
             choose=choose,
             decide=lambda program, op: kernel_for(
-                op, self.schedule.kernel, target, program.sizes, self.schedule.interpret
+                op, self.schedule.kernel, target, own_sizes(program, op), self.schedule.interpret
             ),
             save=self.schedule.save,
             share=loop_pays,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moegen.errors import LoweringError, MoegenError, ScheduleError
 from moegen.ir.program import Op, Program, Value
-from moegen.ir.types import CHOICE, EXPERT, GROUP, TOKEN, value_bytes
+from moegen.ir.types import CHOICE, EXPERT, GROUP, TOKEN, placement_of, value_bytes
 from moegen.passes.choose_format import FORMATS, choose_format
 from moegen.passes.select_kernels import KernelChoice
 from moegen.tune.cost import Cost, program_cost
@@ -83,7 +84,16 @@ def default_block(program: Program, target: Target) -> int:
     sizes = program.sizes
     if target.platform != "cpu" or not {GROUP, TOKEN, CHOICE, EXPERT} <= sizes.keys():
         return target.row_block
-    return balanced_block(sizes[GROUP] * sizes[TOKEN] * sizes[CHOICE], sizes[EXPERT])
+    rows = sizes[GROUP] * sizes[TOKEN] * sizes[CHOICE] // _lists_per_expert(program)
+    return balanced_block(max(rows, 1), sizes[EXPERT])
+
+
+def _lists_per_expert(program: Program) -> int:
+    """How many devices of a mesh have rows of one expert."""
+    places = [placement_of(v.type) for v in program.inputs]
+    groups = {a for place in places for a in place.axes(GROUP)}
+    experts = {a for place in places for a in place.axes(EXPERT)}
+    return math.prod(size for axis, size in program.mesh if axis in groups - experts)
 
 
 def balanced_block(rows: int, experts: int) -> int:

@@ -8,7 +8,7 @@ from moegen.ir.program import Op
 from moegen.ir.types import EXPERT, Tensor
 from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, outer_tile
 from moegen.ops.named import dims_tuple
-from moegen.ops.rows import ROWS
+from moegen.ops.parts import ROWS
 from moegen.tune.target import Target
 
 DTYPES = {"bf16": "bfloat16", "f32": "float32"}

@@ -126,6 +126,16 @@ CASES = {
         {"e1": 2, "m1": 2, "e2": 2, "m2": 1}, format="onehot", router=NOISY.bind(k=1),
         axes={"e1": "G E", "e2": "G E", "m1": "F", "m2": "F"},
     ),
+    "sorted rows on data, expert and model axes": Case(
+        {"data": 2, "expert": 2, "model": 2}, format="sorted"
+    ),
+    "sorted rows without a capacity, crowded, groups not a multiple of the devices": Case(
+        {"fsdp": 2, "expert": 4}, format="sorted", sizes=(5, 5, 8, 4), crowded=True,
+        router=NOISY.bind(dropless=True), save="least",
+    ),
+    "sorted rows of each device's own groups": Case(
+        {"data": 4, "model": 2}, format="sorted", sizes=(4, 5, 4, 4)
+    ),
     "one device": Case({"data": 1, "expert": 1, "model": 1}, sizes=(2, 5, 4, 4)),
     "a soft route": Case(
         {"data": 2, "expert": 2}, format="onehot", sizes=(4, 5, 4, 4),
@@ -156,7 +166,7 @@ def random_cases(draw: st.DrawFn) -> Case:
     experts = draw(st.sampled_from([1, 2, 4, 8]))
     router = NOISY.bind(k=draw(st.integers(1, min(experts, 3))))
     sizes = (draw(st.integers(1, 9)), draw(st.integers(1, 6)), experts, 8)
-    form = draw(st.sampled_from(("slots", "onehot")))
+    form = draw(st.sampled_from(("slots", "onehot", "sorted")))
     return Case(mesh or {"data": 1}, form, router, sizes=sizes, crowded=draw(st.booleans()))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moegen.backends.expressions import epilogue
-from moegen.backends.grouped.common import GroupedKernel, experts_first, without
+from moegen.backends.grouped.common import GroupedKernel, experts_first, own_sizes, without
 from moegen.backends.source import Emitter, aligned, dims_of
 from moegen.ir.program import Op
 from moegen.ir.types import EXPERT
@@ -19,7 +19,7 @@ def _dot(function: Callable[..., Any]) -> Callable[[Emitter, Op], list[str]]:
         rows, weights, sizes, *extra = op.inputs
         out = dims_of(op.results[0])
         spec = einsum_spec(dims_of(rows), without(dims_of(weights), EXPERT), out)
-        args = f"{e.name(rows)}, {experts_first(e, weights)}, {e.name(sizes)}"
+        args = f"{e.name(rows)}, {experts_first(e, weights)}, {own_sizes(e, sizes)}"
         product = f'{e.use(function)}("{spec}", {args}, block={op.attr["block"]})'
         return epilogue(e, op, product, tuple(extra))
 
@@ -32,7 +32,7 @@ def _outer(function: Callable[..., Any]) -> Callable[[Emitter, Op], list[str]]:
         out = dims_of(op.result)
         spec = einsum_spec(dims_of(a), dims_of(b), without(out, EXPERT))
         lead = (EXPERT, *without(out, EXPERT))
-        args = f"{e.name(a)}, {e.name(b)}, {e.name(sizes)}, block={op.attr['block']}"
+        args = f"{e.name(a)}, {e.name(b)}, {own_sizes(e, sizes)}, block={op.attr['block']}"
         made = f'{e.use(function)}("{spec}", {args}, shape={e.shape(lead, op.result)})'
         return [f"{e.name(op.result)} = {aligned(made, lead, out)}"]
 

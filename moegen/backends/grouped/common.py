@@ -33,6 +33,11 @@ def experts_first(e: Emitter, value: Value) -> str:
     return e.aligned(value, (EXPERT, *without(dims_of(value), EXPERT)))
 
 
+def own_sizes(e: Emitter, sizes: Value) -> str:
+    """Rows per expert, on a mesh those of this device's own list."""
+    return f"{e.name(sizes)}[0]" if len(dims_of(sizes)) > 1 else e.name(sizes)
+
+
 def without(dims: tuple[str, ...], dim: str) -> tuple[str, ...]:
     """All dims but one."""
     return tuple(d for d in dims if d != dim)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moegen.backends.expressions import JNP_DTYPES, epilogue_texts
-from moegen.backends.grouped.common import GroupedKernel, experts_first, outer_operands
+from moegen.backends.grouped.common import GroupedKernel, experts_first, outer_operands, own_sizes
 from moegen.backends.source import Emitter, aligned, dims_of
 from moegen.ir.program import Op, Value
 from moegen.ir.types import EXPERT, Tensor
@@ -23,7 +23,7 @@ def _dot(e: Emitter, op: Op) -> list[str]:
         settings.append(f"epilogue=lambda {names}: {_tuple(texts)}")
         settings.append(f"dtypes={_tuple([_dtype(r) for r in op.results])}")
     flat = [_flat(e, v, dims_of(op.results[0])) for v in extra]
-    operands = ", ".join([e.name(rows), experts_first(e, weights), e.name(sizes), *flat])
+    operands = ", ".join([e.name(rows), experts_first(e, weights), own_sizes(e, sizes), *flat])
     left = (
         f"({e.results(op)},)" if "epilogue" in op.attr and len(op.results) == 1 else e.results(op)
     )
@@ -33,7 +33,7 @@ def _dot(e: Emitter, op: Op) -> list[str]:
 def _outer(e: Emitter, op: Op) -> list[str]:
     a, b = outer_operands(op)
     call = e.use(pallas_tpu_outer.grouped_outer_tpu)
-    operands = ", ".join(e.name(v) for v in (a, b, op.inputs[2]))
+    operands = ", ".join([e.name(a), e.name(b), own_sizes(e, op.inputs[2])])
     made = (EXPERT, dims_of(a)[1], dims_of(b)[1])
     lines = _call(e.name(op.result), call, operands, _settings(op))
     if (ordered := aligned(e.name(op.result), made, dims_of(op.result))) != e.name(op.result):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moegen.backends.expressions import epilogue
-from moegen.backends.grouped.common import GroupedKernel, outer_operands
+from moegen.backends.grouped.common import GroupedKernel, outer_operands, own_sizes
 from moegen.backends.source import Emitter, dims_of
 from moegen.ir.program import Op
 from moegen.ir.types import EXPERT
@@ -16,11 +16,11 @@ def _dot(e: Emitter, op: Op) -> list[str]:
     (over,) = dims_tuple(op.attr["over"])
     w = e.aligned(weights, (EXPERT, over, dims_of(op.results[0])[1]))
     call = e.use(ragged.grouped_dot_ragged)
-    return epilogue(e, op, f"{call}({e.name(rows)}, {w}, {e.name(sizes)})", tuple(extra))
+    return epilogue(e, op, f"{call}({e.name(rows)}, {w}, {own_sizes(e, sizes)})", tuple(extra))
 
 
 def _outer(e: Emitter, op: Op) -> list[str]:
-    args = ", ".join(e.name(v) for v in (*outer_operands(op), op.inputs[2]))
+    args = ", ".join([*map(e.name, outer_operands(op)), own_sizes(e, op.inputs[2])])
     return [f"{e.name(op.result)} = {e.use(ragged.grouped_outer_ragged)}({args})"]
 
 

@@ -8,20 +8,26 @@ follows from its types alone, so the rewrite holds for any expert and for its ba
 * a sum over the slots is a per-expert sum;
 * a per-expert vector beside rows is first copied to each row;
 * elementwise ops, and reductions over a row's own dims, stay as they are.
+
+On a mesh each device has a list of its own groups' rows. Where experts are shared out, rows are
+numbered by the device they go to, and grouped by expert when they arrive (`ops/exchange`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from moegen.errors import LoweringError
 from moegen.ir import registry
 from moegen.ir.builder import Builder
+from moegen.ir.placement import Axes, placed_dims, placement, read_placed
 from moegen.ir.program import Op, Operand, Program, Value
 from moegen.ir.text import format_op
 from moegen.ir.types import CAPACITY, EXPERT, GROUP, Tensor, placement_of
-from moegen.ops.rows import ROWS
-from moegen.passes.formats.common import Stores, lower_routes, refused
+from moegen.ops.parts import ROWS, SENT
+from moegen.passes.formats.common import Stores, lower_routes
 from moegen.passes.formats.numbered import NumberedChoices
 
 SLOT_DIMS = frozenset((GROUP, EXPERT, CAPACITY))
@@ -34,15 +40,16 @@ def to_sorted(program: Program, block: int = 1) -> Program:
       LoweringError: where an expert mixes the rows of a slot buffer, draws random numbers
         per slot, or is opaque.
     """
-    sizes: list[Value] = []
+    lists: list[_Lists] = []
+    devices = _exchange_axes(program)
 
     def store(b: Builder, op: Op) -> NumberedChoices:
-        stored, counted = _store_choices(b, op, block)
-        sizes.append(counted)
+        stored, made = _store_choices(b, op, block, program, devices)
+        lists.append(made)
         return stored
 
     def other(b: Builder, op: Op) -> Sequence[Operand] | None:
-        return _RowOp(b, op, sizes, block).lower()
+        return _RowOp(b, op, lists, block).lower()
 
     stores: Stores = {
         "assign": store,
@@ -54,23 +61,87 @@ def to_sorted(program: Program, block: int = 1) -> Program:
     return lower_routes(program, stores, other)
 
 
-def _store_choices(b: Builder, op: Op, block: int) -> tuple[NumberedChoices, Value]:
-    """Numbers the rows; returns the route and the number of rows of each expert."""
-    if placement_of(op.result.type):
-        raise refused(op, "the rows of a mesh's devices are no single sorted list; "
-                      'use Schedule(format="slots") or "onehot"')  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class _Lists:
+    """The rows of experts, and the way between them and the rows of tokens.
+
+    Attributes:
+      sizes: rows of each expert.
+      take: where experts are shared out, for each row the one that arrived.
+      back: and for each one that arrived its row.
+      axes: the mesh axes of experts.
+      devices: how many share them.
+    """
+
+    sizes: Value
+    take: Value | None = None
+    back: Value | None = None
+    axes: Axes = ()
+    devices: int = 1
+
+
+def _exchange_axes(program: Program) -> Axes:
+    """The mesh axes over which rows go to their experts, if they do."""
+    for op in program.ops:
+        if op.name == "all_to_all" and op.attr["split"] == EXPERT:
+            axes = op.attr["axes"]
+            assert isinstance(axes, tuple)
+            return axes
+    return ()
+
+
+def _store_choices(
+    b: Builder, op: Op, block: int, program: Program, axes: Axes
+) -> tuple[NumberedChoices, _Lists]:
+    """Numbers the rows; returns the route and the lists of rows."""
     weight, expert, *priority = op.inputs
     position = b.one("positions", expert, *priority, hint="position")
-    row, sizes = b.emit("row_numbers", expert, position, block=block, hints=("row", "sizes"))
+    mesh = dict(program.mesh)
+    parts = math.prod(mesh[a] for a in placement_of(op.result.type).axes(GROUP))
+    if axes:
+        devices = math.prod(mesh[a] for a in axes)
+        return _numbered_by_device(b, weight, expert, position, axes, devices, parts, block)
+    split = parts if placement_of(op.result.type).axes(GROUP) else None
+    row, sizes = b.emit(
+        "row_numbers", expert, position, block=block, parts=split, hints=("row", "sizes")
+    )
     source = b.one("invert_slots", row, dims=(ROWS,), hint="source")
-    return NumberedChoices(weight, row, source, b.dims[ROWS]), sizes
+    return NumberedChoices(weight, row, source, b.dims[ROWS] // parts), _Lists(sizes)
+
+
+def _numbered_by_device(
+    b: Builder,
+    weight: Value,
+    expert: Value,
+    position: Value,
+    axes: Axes,
+    devices: int,
+    parts: int,
+    block: int,
+) -> tuple[NumberedChoices, _Lists]:
+    """Numbers rows by where they go, and plans the order in which they arrive."""
+    slot, counts = b.emit(
+        "pair_numbers", expert, position, devices=devices, parts=parts, hints=("slot", "counts")
+    )
+    source = b.one("invert_slots", slot, dims=(SENT,), hint="source")
+    arrived = b.one("swap_parts", counts, axes=axes, devices=devices, hint="arrived")
+    take, back, sizes = b.emit(
+        "regroup", arrived, axes=axes, devices=devices, block=block, hints=("take", "back", "sizes")
+    )
+    stored = NumberedChoices(weight, slot, source, b.dims[SENT] // parts)
+    return stored, _Lists(sizes, take, back, axes, devices)
 
 
 class _RowOp:
     """Lowers one op outside routing that touches slots."""
 
-    def __init__(self, b: Builder, op: Op, sizes: list[Value], block: int):
-        self.b, self.op, self.sizes, self.block = b, op, sizes, block
+    def __init__(self, b: Builder, op: Op, lists: list[_Lists], block: int):
+        self.b, self.op, self.lists, self.block = b, op, lists, block
+
+    @property
+    def sizes(self) -> Value:
+        """Rows of each expert."""
+        return self.lists[-1].sizes
 
     def lower(self) -> Sequence[Operand] | None:
         on_rows = [self.is_rows(o) for o in self.op.operands]
@@ -81,6 +152,8 @@ class _RowOp:
             if declares_slots:
                 self.refuse("makes a value per slot, and sorted rows have no slots")
             return None
+        if self.op.name == "all_to_all":
+            return (self.exchange(),)
         if self.op.name == "dot":
             return (self.dot(on_rows),)
         if self.op.name == "sum":
@@ -95,7 +168,19 @@ class _RowOp:
         return self.again(*(self.per_row(o) for o in self.op.operands))
 
     def is_rows(self, operand: Operand) -> bool:
-        return isinstance(operand, Value) and ROWS in getattr(operand.type, "dims", ())
+        dims = getattr(operand.type, "dims", ()) if isinstance(operand, Value) else ()
+        return ROWS in dims or SENT in dims
+
+    def exchange(self) -> Value:
+        """Rows go to the devices of their experts, or back."""
+        (rows,), lists, hint = self.op.inputs, self.lists[-1], self.op.result.name
+        assert lists.take is not None
+        assert lists.back is not None
+        arriving = SENT in _dims(rows)
+        if not arriving:
+            rows = self.b.one("take_rows", rows, lists.back, hint=hint)
+        moved = self.b.one("swap_parts", rows, axes=lists.axes, devices=lists.devices, hint=hint)
+        return self.b.one("take_rows", moved, lists.take, hint=hint) if arriving else moved
 
     def again(self, *operands: Operand, **changes: object) -> tuple[Value, ...]:
         attrs = {**self.op.attr, **changes}
@@ -121,7 +206,7 @@ class _RowOp:
     def per_row(self, operand: Operand) -> Operand:
         """Copies a per-expert operand to the rows; leaves others alone."""
         if isinstance(operand, Value) and EXPERT in getattr(operand.type, "dims", ()):
-            return self.b.one("per_row", operand, self.sizes[-1], hint=f"{operand.name}_rows")
+            return self.b.one("per_row", operand, self.sizes, hint=f"{operand.name}_rows")
         return operand
 
     def dot(self, on_rows: list[bool]) -> Value:
@@ -143,7 +228,7 @@ class _RowOp:
     def grouped(self, name: str, *operands: Operand, **attrs: object) -> Value:
         """Emits a grouped op; `block` says where each expert's rows may start."""
         hint = self.op.result.name
-        return self.b.one(name, *operands, self.sizes[-1], block=self.block, hint=hint, **attrs)
+        return self.b.one(name, *operands, self.sizes, block=self.block, hint=hint, **attrs)
 
     def sum(self) -> Value:
         (x,) = self.op.inputs
@@ -162,8 +247,12 @@ class _RowOp:
 
     def spread(self) -> tuple[Value, ...]:
         """A broadcast or a constant over all slots becomes one over all rows."""
-        operands = (self.per_row(o) for o in self.op.operands)
-        return self.again(*operands, dims=to_rows(self.names("dims")))
+        operands = [self.per_row(o) for o in self.op.operands]
+        dims, splits = to_rows(self.names("dims")), read_placed(self.names("placed"))
+        own = {d: axes for d, axes in splits.items() if d in dims}
+        if not any(self.is_rows(o) for o in operands):
+            own[ROWS] = placement_of(self.sizes.type).used
+        return self.again(*operands, dims=dims, placed=placed_dims(dims, placement(own)) or None)
 
     def refuse(self, why: str) -> None:
         raise LoweringError(

@@ -559,6 +559,34 @@ MESH = [
         mesh=_ONE, setup=_OWED,
         refused='%x, axes=("m",), over="E"', match="owes no sum over m",
     ),
+    Case(  # expert 0 gets tokens 1 and 2, expert 1 token 0
+        "pair_numbers", "%expert, %position, devices=1, parts=1",
+        {"G": 1, "S": 3, "K": 1, "E": 2, "C": 2, "Parts": 1, "Sent": 3},
+        {"expert": ("i32[G, S, K]", [[[1], [0], [0]]]),
+         "position": ("i32[G, S, K]", [[[0], [0], [1]]])},
+        ["i32[G, S, K]", "i32[Parts, E]"], [[[[2], [0], [1]]], [[2, 1]]],
+        refused="%expert, %position, devices=2, parts=1", match="2 devices cannot share out",
+    ),
+    Case(
+        "swap_parts", '%x, axes=("m",), devices=1', {"Parts": 1, "E": 2, "Sent": 3, "D": 1},
+        {"x": ("f32[Sent@m, D]", [[1.0], [2.0], [3.0]])}, ["f32[Sent@m, D]"],
+        [[[1.0], [2.0], [3.0]]], mesh=_ONE,
+        refused='%x, axes=("n",), devices=1', match="lists over m are not exchanged over",
+    ),
+    Case(  # one row of expert 0, two of expert 1, in blocks of 2
+        "regroup", '%counts, axes=("m",), devices=1, block=2',
+        {"Parts": 1, "E": 2, "Sent": 4, "N": 6, "GroupParts": 1},
+        {"counts": ("i32[Parts@m, E]", [[1, 2]])},
+        ["i32[N@m]", "i32[Sent@m]", "i32[GroupParts, E@m]"],
+        [[0, 4, 1, 2, 4, 4], [0, 2, 3, 6], [[2, 2]]], mesh=_ONE,
+        refused='%counts, axes=("m",), devices=1, block=0', match="block=0",
+    ),
+    Case(
+        "take_rows", "%x, %index", {"Sent": 2, "N": 3, "D": 2},
+        {"x": ("f32[Sent, D]", [[1.0, 2.0], [3.0, 4.0]]), "index": ("i32[N]", [1, 2, 0])},
+        ["f32[N, D]"], [[[3.0, 4.0], [0.0, 0.0], [1.0, 2.0]]],
+        refused="%x, %x", match="index must be i32", derivative=False,
+    ),
 ]  # fmt: skip
 
 CASES = {
