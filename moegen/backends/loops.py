@@ -39,6 +39,7 @@ def write_loop(e: Emitter, ops: Sequence[Op], wanted: Set[str]) -> list[str]:
     made = [r for r in results if ROWS in dims_of(r)]
     summed = [r for r in results if EXPERT in dims_of(r)]
     body = [line for op in ops for line in e.located(op, BODIES[op.name](e, op))]
+    whole = _all_rows(e, ops, made, rows)
     first = next(op for op in ops if "block" in op.attr)
     arguments = (
         own_sizes(e, sizes_of(first)),
@@ -51,7 +52,7 @@ def write_loop(e: Emitter, ops: Sequence[Op], wanted: Set[str]) -> list[str]:
         "",
         f"def work({', '.join(e.name(v) for v in (*rows, *experts))}):",
         *(f"    {line}" for line in body),
-        f"    return {', '.join(_tuple([e.name(r) for r in some]) for some in (made, summed))}",
+        f"    return {_tuple(whole)}, {_tuple([e.name(r) for r in summed])}",
         "",
         f"{', '.join(targets)} = {e.use(runs.over_runs)}(work, {', '.join(arguments)})",
         *(
@@ -59,6 +60,16 @@ def write_loop(e: Emitter, ops: Sequence[Op], wanted: Set[str]) -> list[str]:
             for r in summed
             if _expert_first(r) != dims_of(r)
         ),
+    ]
+
+
+def _all_rows(e: Emitter, ops: Sequence[Op], made: list[Value], rows: list[Value]) -> list[str]:
+    """What a run returns for its rows; an expert's vector stands for all of them within it."""
+    copies = {r for op in ops if op.name == "per_row" for r in op.results}
+    count = f"{e.name(rows[0])}.shape[0]" if rows else ""
+    return [
+        f"jnp.broadcast_to({n}, ({count}, *{n}.shape[1:]))" if r in copies else n
+        for r, n in ((r, e.name(r)) for r in made)
     ]
 
 
