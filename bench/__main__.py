@@ -4,10 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import budget, kernels, layer, papers, train_step
+from bench import budget, compare, kernels, layer, papers, train_step
 
 SUITES = {
     "budget": budget,
+    "compare": compare,
     "kernels": kernels,
     "layer": layer,
     "papers": papers,
