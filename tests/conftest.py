@@ -12,8 +12,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # A compiled program left by an earlier run could hide a program that no longer compiles.
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
-# Most of the suite's time is LLVM optimising programs that run once: without, compiling takes half as
-# long. XLA_FLAGS="" runs the tests on the code that users get; `.ci/run` does so with the second Python.
+# Most of the suite's time is LLVM optimising programs that run once: without, compiling takes half
+# as long. XLA_FLAGS="" runs the tests on the code that users get; `.ci/run` does so with the second
+# Python.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
