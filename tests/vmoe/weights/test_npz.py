@@ -91,12 +91,13 @@ def test_a_hostile_archive_is_refused(tmp_path, content, message):
 
 
 @given(st.data())
-def test_damage_is_refused_or_changes_no_shape(tmp_path_factory, data):
-    """The archive has a checksum of each array, so what is read has the values, too."""
+def test_damage_is_refused_or_changes_nothing(tmp_path_factory, data):
+    """The archive has a checksum of each array."""
     file = tmp_path_factory.mktemp("damaged") / "a.npz"
-    np.savez_compressed(file, a=np.arange(60.0).reshape(5, 12), b=np.ones(3, np.int8))
+    arrays = {"a": np.arange(60.0).reshape(5, 12), "b": np.ones(3, np.int8)}
+    np.savez_compressed(file, **arrays)
     sound = file.read_bytes()
-    shapes = [((3,), "int8"), ((5, 12), "float64")]
     for _ in range(10):
         file.write_bytes(data.draw(damaged(sound)))
-        assert shapes_or_refusal(lambda: npz.read(file), file) in (None, shapes)
+        if shapes_or_refusal(lambda: npz.read(file), file) is not None:
+            same(npz.read(file), arrays)
