@@ -4,13 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import budget, compare, kernels, layer, papers, train_step
+from bench import budget, compare, kernels, layer, memory, papers, train_step
 
 SUITES = {
     "budget": budget,
     "compare": compare,
     "kernels": kernels,
     "layer": layer,
+    "memory": memory,
     "papers": papers,
     "train_step": train_step,
 }

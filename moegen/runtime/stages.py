@@ -16,12 +16,12 @@ from moegen.backends.layer import Emitted, emit_layer
 from moegen.dsl.trace import Slot, TracedLayer
 from moegen.errors import LoweringError, did_you_mean
 from moegen.ir.locality import own_sizes
-from moegen.ir.program import Program
+from moegen.ir.program import Program, Value
 from moegen.ir.text import format_program
 from moegen.passes.layout import Layout, make_layout
 from moegen.passes.partition import Parts, partition
 from moegen.passes.pipeline import STAGES, Plan, run_pipeline
-from moegen.runtime.saved import explain_saved
+from moegen.runtime.saved import explain_saved, saved_bytes
 from moegen.runtime.schedule import Schedule
 from moegen.tune.choose import FormatChoice, kernel_for, loop_pays, pick_format
 from moegen.tune.target import Target
@@ -129,6 +129,11 @@ class Lowered:
         )
         parts.append(f"// kept for the backward\n{kept}\n")
         return "\n".join(parts)
+
+    @cached_property
+    def saved(self) -> dict[Value, int]:
+        """Bytes of each value that is kept for the backward, without the parameters."""
+        return saved_bytes(self.program, self.slots)
 
     @cached_property
     def parts(self) -> Parts:

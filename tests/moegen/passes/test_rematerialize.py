@@ -10,7 +10,6 @@ import pytest
 import moegen as mg
 from moegen.experts import gated, mlp
 from moegen.routers import noisy_top_k, soft, switch
-from moegen.runtime.saved import saved_bytes
 
 GROUPS, TOKENS, WIDTH, HIDDEN, EXPERTS, CHOICES = 2, 16, 8, 32, 4, 2
 
@@ -70,8 +69,7 @@ def lowered(expert, format, save, dtype="f32"):
 
 
 def saved(expert, format, save, dtype="f32"):
-    found = lowered(expert, format, save, dtype)
-    return saved_bytes(found.program, found.slots)
+    return lowered(expert, format, save, dtype).saved
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -141,7 +139,7 @@ def test_the_count_is_what_jax_holds():
     held = sum(a.nbytes for a in jax.tree.leaves(pull))
     parameters = [v.name for v in found.parts.residuals if v.name in given and v.name != "x"]
     weights = sum(given[name].nbytes for name in parameters)
-    assert held - weights == sum(saved_bytes(found.program, found.slots).values())
+    assert held - weights == sum(found.saved.values())
 
 
 @pytest.mark.parametrize(
