@@ -21,8 +21,8 @@ class Schedule:
 
     Attributes:
       format: "auto", "onehot", "slots" or "sorted": how routing decisions are stored.
-      kernel: "auto", "runs", "blocks", "ragged_dot" or "pallas_tpu": what runs grouped products
-        (sorted format).
+      kernel: "auto", "runs", "blocks", "ragged_dot", "pallas_tpu" or "pallas_gpu": what runs
+        grouped products (sorted format).
       interpret: kernels that are for another device than the target are run by Pallas's
         interpreter, slowly; without it, to ask for one is an error.
       block: rows that an expert's rows are padded to a multiple of in the sorted format; None:

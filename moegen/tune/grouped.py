@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from moegen.ir.program import Op
 from moegen.ir.types import Tensor
-from moegen.tune import pallas_tpu
+from moegen.tune import pallas_gpu, pallas_tpu
 from moegen.tune.target import Target
 
 Sizes = Mapping[str, int]
@@ -48,5 +48,6 @@ GROUPED_CHOICES: dict[str, GroupedChoice] = {
     "pallas_tpu": GroupedChoice(("tpu",), pallas_tpu.obstacle, pallas_tpu.tile, interpreter=True),
     "ragged_dot": GroupedChoice(("tpu", "gpu"), not_ragged),
     "blocks": GroupedChoice(("cpu", "tpu", "gpu")),
+    "pallas_gpu": GroupedChoice(("gpu",), pallas_gpu.obstacle, pallas_gpu.tile, interpreter=True),
 }
-"""By name, for "auto" in the order of preference."""
+"""By name, for "auto" in the order of preference: a kernel that no GPU has run yet comes last."""

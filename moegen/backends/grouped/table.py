@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from moegen.backends.grouped.by_blocks import BLOCKS, RUNS
 from moegen.backends.grouped.common import GroupedKernel
+from moegen.backends.grouped.pallas_gpu import PALLAS_GPU
 from moegen.backends.grouped.pallas_tpu import PALLAS_TPU
 from moegen.backends.grouped.ragged import RAGGED_DOT
 from moegen.backends.source import Emitter, Template
 from moegen.ir.program import Op
 
-KERNELS: dict[str, GroupedKernel] = {k.name: k for k in (BLOCKS, RUNS, RAGGED_DOT, PALLAS_TPU)}
+KERNELS: dict[str, GroupedKernel] = {
+    k.name: k for k in (BLOCKS, RUNS, RAGGED_DOT, PALLAS_TPU, PALLAS_GPU)
+}
 """By the name that select_kernels writes."""
 
 

@@ -52,8 +52,12 @@ def owners(sizes):
 
 
 class GroupedKernelTests:
-    """The tests. `unit`: sizes are multiples of it. `dtypes`: those the kernel takes."""
+    """The tests. `unit`: sizes are multiples of it. `dtypes`: those the kernel takes.
 
+    A kernel of larger tiles has its own shape: `rows` and `unit` are then larger alike.
+    """
+
+    rows, depth, width = ROWS, DEPTH, WIDTH
     unit = 8
     dtypes = ("float32", "bfloat16")
     zeroes_rows_of_none = True
@@ -75,9 +79,11 @@ class GroupedKernelTests:
     def compiled(cls, name):
         return jax.jit(functools.partial(getattr(cls, name), cls()))
 
-    def check(self, sizes, dtype="float32"):
-        x, y = random(0, ROWS, DEPTH), random(1, ROWS, WIDTH)
-        w = random(2, EXPERTS, DEPTH, WIDTH)
+    def check(self, sizes, dtype=None):
+        dtype, scale = dtype or self.dtypes[0], self.rows // ROWS
+        sizes = tuple(n * scale for n in sizes)
+        x, y = random(0, self.rows, self.depth), random(1, self.rows, self.width)
+        w = random(2, EXPERTS, self.depth, self.width)
         x, y, w = (np.asarray(jnp.asarray(v, dtype), np.float64) for v in (x, y, w))
         given_x, given_y, given_w = (jnp.asarray(v, dtype) for v in (x, y, w))
         counts = jnp.asarray(sizes, jnp.int32)
@@ -107,18 +113,23 @@ class GroupedKernelTests:
     )
     @given(data=st.data())
     def test_any_sizes(self, data):
-        self.check(data.draw(groupings(self.unit)))
+        self.check(data.draw(groupings(self.unit * ROWS // self.rows)))
 
     def test_gradients(self):
         """The three products are each other's derivatives."""
-        sizes = jnp.asarray((16, 0, 40, 8), jnp.int32)
-        x, w, y = (
-            jnp.asarray(random(i, *s), jnp.float32)
-            for i, s in enumerate([(ROWS, DEPTH), (EXPERTS, DEPTH, WIDTH), (ROWS, WIDTH)])
-        )
-        owner = np.repeat(np.arange(EXPERTS + 1), (16, 0, 40, 8, ROWS - 64))
+        scale, dtype = self.rows // ROWS, self.dtypes[0]
+        counts = [scale * n for n in (16, 0, 40, 8)]
+        shapes = [
+            (self.rows, self.depth),
+            (EXPERTS, self.depth, self.width),
+            (self.rows, self.width),
+        ]
+        x, w, y = (jnp.asarray(random(i, *s), dtype) for i, s in enumerate(shapes))
+        owner = np.repeat(np.arange(EXPERTS + 1), (*counts, self.rows - sum(counts)))
         hot = jax.nn.one_hot(owner, EXPERTS, dtype=jnp.float32)
-        _, pull = jax.vjp(lambda x, w: jnp.einsum("nd,ne,edf->nf", x, hot, w), x, w)
-        d_x, d_w = pull(y)
-        close(self.compiled("dot_transposed")(y, w, sizes)[:64], d_x[:64], "float32")
-        close(self.compiled("outer")(x, y, sizes), d_w, "float32")
+        wide = [a.astype(jnp.float32) for a in (x, w, y)]
+        _, pull = jax.vjp(lambda x, w: jnp.einsum("nd,ne,edf->nf", x, hot, w), *wide[:2])
+        d_x, d_w = pull(wide[2])
+        sizes, owned = jnp.asarray(counts, jnp.int32), slice(0, sum(counts))
+        close(self.compiled("dot_transposed")(y, w, sizes)[owned], d_x[owned], dtype)
+        close(self.compiled("outer")(x, y, sizes), d_w, dtype)

@@ -171,6 +171,40 @@ def test_pallas_tpu_is_refused_where_it_cannot_run(line, why):
     assert kernel_for(product, "auto", target_named("tpu"), SIZES).kernel != "pallas_tpu"
 
 
+WIDE = {**SIZES, "N": 256, "D": 64, "F": 128}
+ON_GPU = "%x: bf16[N, D], %w: bf16[E, D, F], %sizes: i32[E], %f: f32[N, D], %v: f32[E, D, F]"
+
+
+def gpu_product(rest="block=64", sizes=WIDE, operands="%x, %w"):
+    dims = ", ".join(f"{n}={s}" for n, s in sizes.items())
+    dtype = "bf16" if "%x" in operands else "f32"
+    line = f'%y: {dtype}[N, F] = grouped_dot({operands}, %sizes, over="D", {rest})'
+    return parse(f"moe @p dims({dims}) ({ON_GPU}) {{\n{line}\nreturn y=%y\n}}").ops[0]
+
+
+@pytest.mark.parametrize(
+    ("product", "why"),
+    [
+        (gpu_product("block=32"), r"multiple of 32, .* set Schedule\(block=64\)"),
+        (gpu_product(sizes=WIDE | {"D": 96}), "D=96 is not a multiple of 64"),
+        (gpu_product(operands="%f, %v"), "rows are f32"),
+        (gpu_product('block=64, epilogue=("erf(acc)",)'), "its epilogue has erf"),
+    ],
+)
+def test_pallas_gpu_is_refused_where_it_cannot_run(product, why):
+    sizes = WIDE | {"D": 96} if "D=96" in why else WIDE
+    with pytest.raises(LoweringError, match=f"pallas_gpu cannot run it: .*{why}"):
+        kernel_for(product, "pallas_gpu", target_named("h100"), sizes)
+
+
+def test_pallas_gpu_is_taken_when_asked_for():
+    taken = kernel_for(gpu_product(), "pallas_gpu", target_named("h100"), WIDE)
+    assert (taken.kernel, taken.tile) == ("pallas_gpu", (64, 128, 64, 4))
+    assert kernel_for(gpu_product(), "auto", target_named("h100"), WIDE).kernel == "ragged_dot"
+    with pytest.raises(LoweringError, match="wgmma, which b200 does not have"):
+        kernel_for(gpu_product(), "pallas_gpu", target_named("b200"), WIDE)
+
+
 def test_pallas_tpu_is_refused_where_no_tile_fits():
     wide = {**SIZES, "D": 2**20, "F": 2**20}
     with pytest.raises(LoweringError, match="no tile of it fits into the 96 MiB of VMEM"):

@@ -1,0 +1,83 @@
+"""The Pallas kernels for GPUs as a choice: what they cannot run, and their tile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moegen.ir.program import Op
+from moegen.ir.types import EXPERT, Tensor
+from moegen.ops.epilogue import walk
+from moegen.ops.rows import ROWS
+from moegen.tune.target import Target
+
+LEAST_ROWS = 64
+"""Rows of a wgmma: an expert's rows start at a multiple of it."""
+SWIZZLED = 64
+"""Elements of two bytes in the 128 that TMA moves as one: widths are multiples of it."""
+SLICES = 4
+MULTIPLIED = ("bf16", "f16")
+READ = (*MULTIPLIED, "f32")
+NOT_LOWERED = ("erf", "logical_not", "mod", "normal_cdf", "softplus", "sqrt")
+"""Elementwise ops that Mosaic GPU, of jax 0.10.2 or 0.12, does not lower."""
+WITHOUT_WGMMA = ("b200",)
+
+
+def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
+    """Why the kernel cannot run a product on a target; empty if it can."""
+    types = [v.type for v in (*op.inputs, *op.results) if isinstance(v.type, Tensor)]
+    products, extra = (*types[:2], types[len(op.inputs)]), types[3 : len(op.inputs)]
+    ranks = [len(t.dims) for t in products]
+    wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
+    if target.name in WITHOUT_WGMMA:
+        return f"it multiplies by wgmma, which {target.name} does not have"
+    if ranks != wanted:
+        return f"operands and result have {ranks} dims, it takes {wanted}"
+    if types[0].dtype not in MULTIPLIED:
+        return f"rows are {types[0].dtype}, it takes {' and '.join(MULTIPLIED)}"
+    if other := sorted({t.dtype for t in (*extra, *types[len(op.inputs) :])} - set(READ)):
+        return f"an operand or result is {other[0]}, it takes {', '.join(READ)}"
+    if any(EXPERT in t.dims for t in extra):
+        return "its epilogue reads a value per expert"
+    if odd := [d for t in products for d in _widths(t) if sizes[d] % SWIZZLED]:
+        return f"{odd[0]}={sizes[odd[0]]} is not a multiple of {SWIZZLED}"
+    if op.attr.get("block", 1) % LEAST_ROWS:
+        return (
+            f"an expert's rows start at a multiple of {op.attr.get('block', 1)}, it takes "
+            f"multiples of {LEAST_ROWS}: set Schedule(block={LEAST_ROWS})"
+        )
+    if missing := _not_lowered(op):
+        return f"its epilogue has {missing[0]}, which Mosaic GPU does not lower"
+    return ""
+
+
+def tile(op: Op, sizes: Mapping[str, int], target: Target) -> tuple[int, ...]:
+    """Height and width of a tile of the result, depth of a slice, slices in flight.
+
+    Not measured anywhere yet. A warpgroup holds a tile in registers, 128 by 128 in half of
+    them; where the epilogue reads rows, each such operand takes as many again.
+    """
+    height, width = (sizes[d] for d in _dims(op.results[0])[-2:])
+    if op.name == "grouped_outer":
+        return (min(128, height), min(128, width), LEAST_ROWS, SLICES)
+    reads_rows = any(ROWS in _dims(v) for v in op.inputs[3:])
+    tall = 64 if reads_rows or op.attr.get("block", 1) % 128 else 128
+    return (tall, min(128, width), SWIZZLED, SLICES)
+
+
+def _not_lowered(op: Op) -> list[str]:
+    found: list[str] = []
+
+    def apply(name: str, args: list[object], attrs: dict[str, object]) -> None:
+        found.append(name)
+
+    for text in op.attr.get("epilogue", ()):
+        walk(text, lambda name: None, apply)
+    return [name for name in found if name in NOT_LOWERED]
+
+
+def _widths(type_: Tensor) -> tuple[str, ...]:
+    return tuple(d for d in type_.dims if d not in (ROWS, EXPERT))
+
+
+def _dims(value: object) -> tuple[str, ...]:
+    return tuple(getattr(getattr(value, "type", None), "dims", ()))

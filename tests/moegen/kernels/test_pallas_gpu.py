@@ -1,0 +1,104 @@
+"""The kernels for GPUs: their numbers by the GPU interpreter, and that they lower for cuda.
+
+Mosaic GPU with Warpgroup lowering semantics. The interpreter (jax 0.12) runs the kernel's own
+copies, waits and products on a CPU, where it finds wrong numbers and none of the speed; lowering
+runs Mosaic's layout inference, but neither ptxas nor a GPU.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from moegen.kernels.grouped_dot.pallas_gpu import grouped_dot_gpu, grouped_outer_gpu, interpreter
+from tests.moegen.kernels.grouped_base import ROWS, GroupedKernelTests, close, random
+
+INTERPRETS = hasattr(plgpu, "InterpretGPUParams")
+needs_interpreter = pytest.mark.skipif(
+    not INTERPRETS, reason=f"jax {jax.__version__} cannot interpret copies by TMA; 0.12 can"
+)
+TILE = (64, 128, 64, 2)
+
+
+@needs_interpreter
+class TestPallasGpu(GroupedKernelTests):
+    """Tiles of 64 rows; the last tile of columns is half outside."""
+
+    rows, depth, width = 8 * ROWS, 64, 192
+    unit = 64
+    dtypes = ("bfloat16",)
+
+    def dot(self, rows, weights, sizes):
+        return grouped_dot_gpu(rows, weights, sizes, tile=TILE, interpret=True)
+
+    def dot_transposed(self, rows, weights, sizes):
+        tile = (64, 64, 64, 2)
+        return grouped_dot_gpu(rows, weights, sizes, tile=tile, transposed=True, interpret=True)
+
+    def outer(self, a, b, sizes):
+        return grouped_outer_gpu(a, b, sizes, tile=(64, 128, 64, 2), interpret=True)
+
+
+def bent(acc, by_row, by_column, one, both):
+    h = acc + by_column
+    return jax.nn.gelu(h) * by_row + both, h * jax.nn.sigmoid(one * h)
+
+
+def fused(rows, weights, sizes, *extra, interpret=False):
+    dtypes = (jnp.bfloat16, jnp.float32)
+    return grouped_dot_gpu(
+        rows, weights, sizes, *extra, tile=TILE, epilogue=bent, dtypes=dtypes, interpret=interpret
+    )
+
+
+N, D, F, E = 192, 64, 192, 3
+EXTRA = ((N, 1), (1, F), (1, 1), (N, F))
+
+
+@needs_interpreter
+def test_an_epilogue_reads_rows_columns_and_tiles():
+    made = [jnp.asarray(random(i, *s), jnp.bfloat16) for i, s in enumerate(((N, D), (E, D, F)))]
+    extra = [jnp.asarray(random(i, *s), jnp.bfloat16) for i, s in enumerate(EXTRA, 2)]
+    first, second = fused(*made, jnp.asarray([64, 0, 64]), *extra, interpret=True)
+    x, w = (np.asarray(a, np.float32) for a in made)
+    acc = np.concatenate([x[:64] @ w[0], x[64:128] @ w[2]])
+    given = [np.asarray(a, np.float32)[: 128 if a.shape[0] > 1 else 1] for a in extra]
+    want = bent(acc, *given)
+    close(first[:128], want[0], "bfloat16")
+    close(second[:128], want[1], "float32")
+    assert not np.asarray(first[128:], np.float32).any()
+
+
+def struct(*shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+SIZES = struct(E, dtype=jnp.int32)
+DOT, OUTER = (
+    functools.partial(f, tile=(128, 128, 64, 4)) for f in (grouped_dot_gpu, grouped_outer_gpu)
+)
+LOWERED = {
+    "dot": (DOT, struct(2 * N, 768), struct(E, 768, 1408), SIZES),
+    "transposed": (
+        functools.partial(DOT, transposed=True), struct(2 * N, 1536), struct(E, 704, 1536), SIZES
+    ),
+    "outer": (OUTER, struct(2 * N, 1408), struct(2 * N, 768), SIZES),
+    "epilogue": (fused, struct(N, D), struct(E, D, F), SIZES, *(struct(*s) for s in EXTRA)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOWERED)
+def test_it_lowers_for_cuda(name):
+    """Widths of real models, no multiple of the tile's among them; 384 rows in tiles of 128."""
+    function, *arguments = LOWERED[name]
+    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("mosaic_gpu_v2") == 1
+
+
+@pytest.mark.skipif(INTERPRETS, reason="this jax has the interpreter")
+def test_a_jax_without_the_interpreter_says_so():
+    with pytest.raises(NotImplementedError, match=r"fix: use jax 0\.12"):
+        interpreter()
