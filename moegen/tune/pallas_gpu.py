@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from moegen.ir.program import Op
 from moegen.ir.types import EXPERT, Tensor
 from moegen.ops.epilogue import walk
-from moegen.ops.rows import ROWS
+from moegen.ops.parts import ROWS
 from moegen.tune.target import Target
 
 LEAST_ROWS = 64
