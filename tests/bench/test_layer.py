@@ -10,6 +10,7 @@ import numpy as np
 
 from bench import layer
 from bench.__main__ import main
+from bench.report import Row
 from bench.workloads import Cell, Workload, inputs
 from bench.yardsticks import dense, dense_inputs
 
@@ -60,9 +61,45 @@ def test_quick_run_prints_and_writes(tmp_path: Path, capsys, monkeypatch) -> Non
     printed = capsys.readouterr()
     assert all(name in printed.out for name in ("forward", "training", "floor", "auto", "slots"))
     assert "[4/4]" in printed.err
+    assert "training: auto within 10 % of the best in" in printed.out
     content = json.loads(path.read_text())
     assert len(content["results"]) == 4
     assert content["settings"] == {"rounds": 3, "allocator": "default"}
     for rows in content["results"].values():
         assert rows[0]["ratio"] == 1
         assert {row["name"]: row["note"] for row in rows}["auto"] in layer.SCHEDULES
+
+
+def test_a_program_is_compiled_once_for_both_routings() -> None:
+    made, calls = layer.Programs(), []
+
+    def double(x):
+        calls.append(x)
+        return x * 2
+
+    first, second = (
+        made.build(replace(CELL, routing=routing), "auto", double, jnp.float32(value))
+        for routing, value in (("balanced", 1.0), ("zipf", 2.0))
+    )
+    assert (float(first.run()), float(second.run())) == (2.0, 4.0)
+    assert len(calls) == 1
+    made.build(replace(CELL, capacity="1.05"), "auto", lambda x: double(x), jnp.float32(3.0))
+    assert len(calls) == 2
+
+
+def test_verdict_compares_auto_with_the_best_format_measured() -> None:
+    def rows(**ratios: float) -> list[Row]:
+        return [Row(name, r, r, r, r, 0.0, None) for name, r in ratios.items()]
+
+    told = layer.verdict(
+        {
+            "A/forward": rows(dense=1.0, floor=1.1, auto=1.5, sorted=1.2),
+            "B/forward": rows(dense=1.0, floor=1.1, auto=1.2, slots=1.15),
+            "A/training": rows(dense=1.0, floor=1.1, slots=1.15),
+        }
+    )
+    assert told.splitlines() == [
+        "forward: auto within 10 % of the best in 1 of 2 cells",
+        "  A/forward: 25% behind",
+        "training: auto within 10 % of the best in 0 of 0 cells",
+    ]
