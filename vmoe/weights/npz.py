@@ -5,6 +5,8 @@ bfloat16 is stored as NumPy does, as two raw bytes an entry (V2), and read back 
 
 from __future__ import annotations
 
+import os
+import struct
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -29,6 +31,10 @@ from vmoe.weights.whole import written_whole
 NPY = ".npy"
 BFLOAT16 = DTYPES["bfloat16"]
 RAW = np.dtype("V2")
+END = struct.Struct("<4s4H2LH")
+"""The end record of a zip archive without a comment, as NumPy writes it."""
+MANY = 0xFFFF
+"""What it says where there are too many members for it."""
 
 
 def read(file: Path) -> Leaves:
@@ -40,6 +46,7 @@ def read(file: Path) -> Leaves:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
+            _check_count(file, len(members))
             most = max(MAX_GROWTH * file.stat().st_size, MAX_SMALL)
             if sum(member.file_size for member in members) > most:
                 raise malformed(file, f"it would unpack to more than {most} bytes")
@@ -67,6 +74,18 @@ def write(file: Path, leaves: Leaves) -> None:
                 array = array.view(RAW)
             with archive.open(f"{path}{NPY}", "w", force_zip64=True) as opened:
                 np.lib.format.write_array(opened, array, allow_pickle=False)
+
+
+def _check_count(file: Path, members: int) -> None:
+    """Holds the members found against the archive's end record, which zipfile does not.
+
+    One changed length would hide a member in the comment of the one before.
+    """
+    with file.open("rb") as opened:
+        opened.seek(-END.size, os.SEEK_END)
+        signature, *_, total, _, _, comment = END.unpack(opened.read())
+    if signature != b"PK\5\6" or comment or total != min(members, MANY):
+        raise malformed(file, f"it has {members} arrays, and not as many by its own count")
 
 
 def _damaged(file: Path, error: Exception) -> Exception:
