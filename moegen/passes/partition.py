@@ -5,9 +5,10 @@ What the backward needs of the forward are its residuals; inputs are handed over
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from moegen.ir.program import Op, Program, Value, live_ops
+from moegen.ir.program import Op, Program, Value, live_ops, make_attrs
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,28 @@ def partition(program: Program) -> Parts:
     base = program.with_(cotangents=(), gradients=())
     named = tuple((v.name, v) for v in residuals)
     return Parts(
-        primal=base.with_(ops=primal_ops),
-        forward=base.with_(ops=forward_ops, outputs=program.outputs + named),
+        primal=base.with_(ops=without_unread(primal_ops, outputs)),
+        forward=base.with_(
+            ops=without_unread(forward_ops, outputs + residuals), outputs=program.outputs + named
+        ),
         backward=program.with_(inputs=residuals, ops=backward_ops, outputs=()),
         residuals=residuals,
     )
+
+
+def without_unread(ops: Sequence[Op], outputs: Sequence[Value]) -> tuple[Op, ...]:
+    """The ops without results of epilogues that nothing reads: a kernel would store them."""
+    read = {v.name for op in ops for v in op.inputs} | {v.name for v in outputs}
+    return tuple(_narrowed(op, read) for op in ops)
+
+
+def _narrowed(op: Op, read: set[str]) -> Op:
+    kept = [i for i, r in enumerate(op.results) if r.name in read]
+    texts = op.attr.get("epilogue")
+    if texts is None or len(kept) == len(op.results):
+        return op
+    attrs = make_attrs({**op.attr, "epilogue": tuple(texts[i] for i in kept)})
+    return replace(op, attrs=attrs, results=tuple(op.results[i] for i in kept))
 
 
 def _backward_ops(

@@ -12,6 +12,8 @@ from moegen.ops.parts import ROWS
 from moegen.tune.target import Target
 
 DTYPES = {"bf16": "bfloat16", "f32": "float32"}
+UNLOWERED = ("normal_cdf",)
+"""Elementwise ops that Pallas has no lowering of for TPUs; every other one compiles, by a test."""
 INTERPRETED = 16 * 1024**2
 """Bytes of VMEM assumed where the kernel is interpreted: the least that a TPU has."""
 
@@ -28,6 +30,9 @@ def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
         return f"an operand or result is {other[0]}, it takes {' and '.join(DTYPES)}"
     if any(EXPERT in t.dims for t in types[3 : len(op.inputs)]):
         return "its epilogue reads a value per expert"
+    text = " ".join(op.attr.get("epilogue", ()))
+    if lacking := [name for name in UNLOWERED if f"{name}(" in text]:
+        return f"its epilogue has {lacking[0]}, which Pallas does not know on TPUs"
     if not tile(op, sizes, target):
         return f"no tile of it fits into the {vmem_for(target) // 1024**2} MiB of VMEM it may take"
     return ""

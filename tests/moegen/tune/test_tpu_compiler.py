@@ -2,8 +2,10 @@
 
 import pytest
 
+from moegen.backends.expressions import EXPRESSIONS
 from moegen.errors import TuneError
 from moegen.tune import aot, tpu_compiler
+from moegen.tune.pallas_tpu import UNLOWERED
 from moegen.tune.tpu_compile import cycles
 from moegen.tune.tpu_compiler import TOPOLOGIES, Job, compile_for, libtpu_folder
 
@@ -46,6 +48,14 @@ def test_cycles_grow_with_the_steps_and_an_abort_is_a_result():
     aborted, two, four = compile_for("tpu_v5e", [dynamic, *steps])
     assert "the compiler aborted: Static LLO profiling" in aborted.error
     assert 0 < two.cycles < four.cycles
+
+
+@pytest.mark.nightly
+@needs_libtpu
+def test_every_elementwise_op_compiles_as_an_epilogue():
+    jobs = [Job(op, "tests.moegen.tune.epilogues:dot", {"op": op}) for op in EXPRESSIONS]
+    refused = [r.name for r in compile_for("tpu_v5e", jobs, estimate=False) if r.error]
+    assert tuple(refused) == UNLOWERED
 
 
 @pytest.mark.nightly

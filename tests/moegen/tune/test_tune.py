@@ -162,6 +162,11 @@ def test_a_kernel_of_another_device_is_interpreted_only_if_asked():
             '%x, %w, %sizes, over="D", block=1, epilogue=("gt(acc, 0)",))',
             "is bool, it takes",
         ),
+        (
+            "%y: f32[N, F] = grouped_dot("
+            '%x, %w, %sizes, over="D", block=1, epilogue=("normal_cdf(acc)",))',
+            "its epilogue has normal_cdf",
+        ),
     ],
 )
 def test_pallas_tpu_is_refused_where_it_cannot_run(line, why):
