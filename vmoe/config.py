@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from vmoe.errors import UserError
 from vmoe.init_config import InitFromConfig
 from vmoe.model_config import ModelConfig
+from vmoe.sharding import AXES, IMAGE_AXES
 
 DATASETS = ("digits", "idx", "npz", "folder", "tfrecord", "array_record", "tfds")
 OPTIMIZERS = ("adam", "sgd", "adafactor")
@@ -197,6 +199,9 @@ class TrainConfig:
       eval_every: steps between evaluations on the test images; 0: only after the last step.
       loss: one of LOSSES.
       label_smoothing: share of each label spread evenly over the classes.
+      mesh: axes of the devices that share the work, (("data", 2), ("expert", 4)): data, expert and
+        fsdp share out the images, expert also the experts, fsdp keeps their weights in parts, model
+        splits their hidden units; empty: one device.
       microbatches: parts of the batch that gradients are summed over, one in memory at a time.
       init_from: the checkpoint that its first weights come from.
       mixup, adversarial, model, data, optim, checkpoint: see there.
@@ -210,6 +215,7 @@ class TrainConfig:
     loss: str = "softmax"
     label_smoothing: float = 0.0
     microbatches: int = 1
+    mesh: tuple[tuple[str, int], ...] = ()
     mixup: MixupConfig = field(default_factory=MixupConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -226,6 +232,7 @@ class TrainConfig:
         """
         _validate_counts(self)
         _validate_model(self)
+        _validate_mesh(self)
         _known("loss", self.loss, LOSSES)
         _validate_data(self.data)
         _known("optim.name", self.optim.name, OPTIMIZERS)
@@ -260,6 +267,21 @@ def _validate_model(config: TrainConfig) -> None:
         raise UserError(
             f"data.batch_size={config.data.batch_size} is not microbatches={config.microbatches} "
             f"whole numbers of groups of model.moe.group_images={group}; fix: fewer microbatches"
+        )
+
+
+def _validate_mesh(config: TrainConfig) -> None:
+    names = [name for name, _ in config.mesh]
+    for name, size in config.mesh:
+        _known("mesh", name, AXES)
+        if size < 1 or names.count(name) > 1:
+            raise UserError(f'mesh={config.mesh}: axis "{name}"; fix: each once, with 1 or more')
+    parts = math.prod(size for name, size in config.mesh if name in IMAGE_AXES)
+    if config.data.batch_size % (parts * config.microbatches):
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} has no {parts} equal parts for the mesh, in "
+            f"each of {config.microbatches} microbatches; fix: a multiple of "
+            f"{parts * config.microbatches}"
         )
 
 

@@ -16,6 +16,7 @@ from vmoe.layers.mlp import init_mlp
 from vmoe.layers.params import Params, named_key
 from vmoe.model_config import MoEConfig
 from vmoe.routing import bound_router, init_router, require_mask, router_arrays, takes_input
+from vmoe.sharding import current_mesh
 
 Aux = dict[str, jax.Array]
 """What a router reports, each with the group dim first: losses, load, dropped."""
@@ -65,7 +66,8 @@ def moe_block(
     Raises:
       UserError: if the batch is not a whole number of groups.
     """
-    layer, weights = compiled_layer(config, train), _layer_params(params, x.dtype)
+    layer = compiled_layer(config, train, current_mesh())
+    weights = _layer_params(params, x.dtype)
     y, aux = route_through(
         layer, weights, config, x, key=key if train else None, mask=mask, inputs=inputs
     )
@@ -138,12 +140,12 @@ def group_count(batch: int, group_images: int) -> int:
 
 
 @functools.cache
-def compiled_layer(config: MoEConfig, train: bool) -> Any:
+def compiled_layer(config: MoEConfig, train: bool, mesh: jax.sharding.Mesh | None = None) -> Any:
     """The moegen layer of a config: one object for all its blocks, so each shape compiles once."""
     return moegen.compile(
         bound_router(config.router, train),
         experts.mlp.bind(dropout=config.dropout if train else 0.0),
-        schedule=moegen.Schedule(format=config.format),
+        schedule=moegen.Schedule(format=config.format, mesh=mesh),
     )
 
 

@@ -23,6 +23,7 @@ from vmoe.losses import LOSSES, targets, training_loss
 from vmoe.mixup import mixup
 from vmoe.optim import make_optimizer, weights_to_evaluate
 from vmoe.schedules import make_schedule
+from vmoe.sharding import keep_places, make_mesh, on_mesh
 
 Metrics = dict[str, jax.Array]
 
@@ -96,20 +97,24 @@ def _compiled_step(config: TrainConfig) -> TrainStep:
     optimizer = make_optimizer(config.optim, config.steps)
     schedule = make_schedule(config.optim.schedule, config.optim.lr, config.steps)
 
+    mesh = make_mesh(config.mesh)
+
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         shares = targets(batch["labels"], config.model.num_classes)
         batch = mixup(config.mixup, batch | {"labels": shares}, named_key(key, "mixup"))
         objective = partial(trained_on, config)
-        grads, metrics, routing = gradients(
-            objective, state.params, batch, key, config.microbatches
-        )
+        with on_mesh(mesh):
+            grads, metrics, routing = gradients(
+                objective, state.params, batch, key, config.microbatches
+            )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params = move_biases(config, state.params, params, routing)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         metrics |= gradient_norms(grads)
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+        after = TrainState(state.step + 1, params, opt_state, state.key)
+        return keep_places(mesh, after), metrics
 
     return jax.jit(step, donate_argnums=0)
 

@@ -18,6 +18,7 @@ from vmoe.errors import RunError, UserError
 from vmoe.evaluate import evaluate
 from vmoe.metrics import MetricWriter, Progress, first_not_finite
 from vmoe.routing import check_router
+from vmoe.sharding import make_mesh, place_batch, place_state
 from vmoe.start import start_from
 from vmoe.state import TrainState, init_state, make_train_step
 from vmoe.workdir import open_workdir
@@ -50,6 +51,8 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
     if config.init_from.path and not Checkpoints(config.workdir).steps():
         state, line = start_from(config, state)
         print(line, file=out)
+    mesh = make_mesh(config.mesh)
+    state = place_state(mesh, state)
     batches = pipeline.training_batches(train_images, config.data, config.seed)
     workdir = open_workdir(config, train_images.shape)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
@@ -69,7 +72,7 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
     saved = start
     with Interrupt() as interrupt:
         for step in range(start + 1, config.steps + 1):
-            state, metrics = train_step(state, next(batches))
+            state, metrics = train_step(state, place_batch(mesh, next(batches)))
             log.add(step, metrics)
             last = step == config.steps or interrupt.signal is not None
             if last or step % config.log_every == 0:

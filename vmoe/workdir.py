@@ -17,7 +17,15 @@ CONFIG = "config.json"
 IMAGES = "images.json"
 # A resumed run may be longer, or report and save at another pace. All else would change what
 # the steps compute.
-MAY_CHANGE = ("workdir", "steps", "log_every", "eval_every", "checkpoint", "data.eval_batch_size")
+MAY_CHANGE = (
+    "workdir",
+    "mesh",
+    "steps",
+    "log_every",
+    "eval_every",
+    "checkpoint",
+    "data.eval_batch_size",
+)
 
 
 def open_workdir(config: TrainConfig, image_shape: Sequence[int] | None = None) -> Path:
