@@ -11,13 +11,19 @@ from pathlib import Path
 from types import ModuleType
 
 from bench import allocator, suite
-from bench.papers import arms, bpr, dense, e3, page, routers
+from bench.papers import arms, bpr, dense, e3, page, routers, upcycling
 from bench.papers.jobs import Job, run_all
 from bench.papers.page import Section
 from bench.papers.protocol import QUICK, Settings
 from bench.papers.store import Store
 
-CLAIMS: dict[str, ModuleType] = {"bpr": bpr, "dense": dense, "routers": routers, "e3": e3}
+CLAIMS: dict[str, ModuleType] = {
+    "bpr": bpr,
+    "dense": dense,
+    "routers": routers,
+    "e3": e3,
+    "upcycling": upcycling,
+}
 DATA = "/usr/share/datasets/fashion-mnist"
 
 

@@ -1,8 +1,8 @@
 """Trains an arm: chooses its learning rate, then one run per seed, each with its predictions."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from vmoe.data.idx import load_idx
 from vmoe.data.images import Images
 from vmoe.data.pipeline import training_batches
 from vmoe.errors import RunError
-from vmoe.state import init_state, make_train_step
+from vmoe.state import TrainState, init_state, make_train_step
 
 SEPARATOR = "/"
 
@@ -57,24 +57,35 @@ def jobs(
 
     The seeds are those of the settings unless others are given.
     """
-    cost = 3 * settings.steps * settings.batch_size  # a backward counts as two forwards
     wanted = settings.seeds if seeds is None else seeds
     missing = [s for s in wanted if not store.has(run_name(arm, s))]
-    if not missing:
-        return
-    for rate in settings.learning_rates:
-        if not store.has(trial_name(arm, rate)):
-            yield Job(
-                trial_name(arm, rate), cost,
-                lambda report, rate=rate: _trial(arm, rate, store, data, settings, report),
-            )  # fmt: skip
-    for start in range(0, len(missing), settings.together):
-        seeds = missing[start : start + settings.together]
-        name = f"runs/{arm}, seeds {', '.join(map(str, seeds))}"
+    if missing:
+        yield from trials(arm, store, data, settings)
+    for some in chunks(missing, settings):
         yield Job(
-            name, cost * len(seeds),
-            lambda report, seeds=seeds: _runs(arm, seeds, store, data, settings, report),
-        )  # fmt: skip
+            f"runs/{arm}, seeds {', '.join(map(str, some))}",
+            cost(settings) * len(some),
+            partial(_runs, arm, some, store, data, settings),
+        )
+
+
+def trials(arm: str, store: Store, data: Data, settings: Settings) -> Iterator[Job]:
+    """The trials of learning rates that an arm still lacks."""
+    for rate in settings.learning_rates:
+        name = trial_name(arm, rate)
+        if not store.has(name):
+            yield Job(name, cost(settings), partial(_trial, arm, rate, store, data, settings))
+
+
+def chunks(seeds: Sequence[int], settings: Settings) -> list[list[int]]:
+    """The seeds that are trained together."""
+    size = settings.together
+    return [list(seeds[start : start + size]) for start in range(0, len(seeds), size)]
+
+
+def cost(settings: Settings) -> float:
+    """Of a job that trains one seed: a backward counts as two forwards."""
+    return 3.0 * settings.steps * settings.batch_size
 
 
 def run_name(arm: str, seed: int) -> str:
@@ -108,8 +119,20 @@ def params_of(arm: str, seed: int, store: Store) -> Any:
 
 def train(
     config: TrainConfig, images: Images, seeds: Sequence[int], report: Report = silent
-) -> list[Any]:
-    """The trained weights of each seed, all seeds in one program.
+) -> list[TrainState]:
+    """The state of each seed after its last step, all seeds in one program."""
+    states = [init_state(replace(config, seed=seed), images.shape) for seed in seeds]
+    return steps(config, images, states, seeds, report)
+
+
+def steps(
+    config: TrainConfig,
+    images: Images,
+    states: Sequence[TrainState],
+    orders: Sequence[int],
+    report: Report = silent,
+) -> list[TrainState]:
+    """The states after config.steps steps, on batches in the orders of these seeds.
 
     Vmoe's own step on its own batches; without its working folder, whose checkpoints and events
     would take longer than these runs.
@@ -117,27 +140,40 @@ def train(
     Raises:
       RunError: if a loss is not finite.
     """
-    own = [replace(config, seed=seed) for seed in seeds]
-    streams = [training_batches(images, c.data, c.seed) for c in own]
-    state = _stacked([init_state(c, images.shape) for c in own])
+    streams = [training_batches(images, config.data, order) for order in orders]
+    state = _stacked(states)
     step = jax.jit(jax.vmap(make_train_step(config)), donate_argnums=0)
     for number in range(1, config.steps + 1):
         state, metrics = step(state, _stacked([next(stream) for stream in streams]))
         if number % 50 == 0 or number == config.steps:
             losses = np.asarray(metrics["loss"])
             if not np.isfinite(losses).all():
-                raise RunError(f"step {number}: loss {losses} of seeds {list(seeds)}")
+                raise RunError(f"step {number}: loss {losses} of the orders {list(orders)}")
             report(f"step {number}/{config.steps}  loss {losses.mean():.4f}", number / config.steps)
-    return [jax.tree.map(lambda leaf, n=n: leaf[n], state.params) for n in range(len(own))]
+    return [jax.tree.map(lambda leaf, n=n: leaf[n], state) for n in range(len(states))]
+
+
+def keep(
+    arm: str, config: TrainConfig, params: Any, store: Store, data: Data, settings: Settings
+) -> None:
+    """Puts a run into the store: its weights, and its predictions on the test images."""
+    found, dropped = log_probabilities(config.model, params, data.test.images, settings.eval_batch)
+    numbers = {
+        "arm": arm, "seed": config.seed, "learning_rate": config.optim.lr, "steps": config.steps,
+        "accuracy": float(np.mean(np.argmax(found, -1) == data.test.labels)), "dropped": dropped,
+    }  # fmt: skip
+    arrays = _flat(params) | {"log_probabilities": found}
+    store.write(run_name(arm, config.seed), numbers, arrays)
 
 
 def _trial(
     arm: str, rate: float, store: Store, data: Data, settings: Settings, report: Report
 ) -> None:
     config = train_config(arm, rate, settings.tuning_seed, settings)
-    (params,) = train(config, data.train, [settings.tuning_seed], report)
-    found, _ = log_probabilities(config.model, params, data.held_out.images, settings.eval_batch)
-    right = np.argmax(found, -1) == data.held_out.labels
+    (state,) = train(config, data.train, [settings.tuning_seed], report)
+    images, labels = data.held_out.images, data.held_out.labels
+    found, _ = log_probabilities(config.model, state.params, images, settings.eval_batch)
+    right = np.argmax(found, -1) == labels
     store.write(trial_name(arm, rate), {"accuracy": float(np.mean(right)), "images": len(right)})
 
 
@@ -145,20 +181,10 @@ def _runs(
     arm: str, seeds: list[int], store: Store, data: Data, settings: Settings, report: Report
 ) -> None:
     rate = learning_rate(arm, store, settings)
-    config = train_config(arm, rate, seeds[0], settings)
-    start = time.perf_counter()
-    trained = train(config, data.train, seeds, report)
-    seconds = (time.perf_counter() - start) / len(seeds)
-    for seed, params in zip(seeds, trained, strict=True):
-        found, dropped = log_probabilities(
-            config.model, params, data.test.images, settings.eval_batch
-        )
-        numbers = {
-            "arm": arm, "seed": seed, "learning_rate": rate, "train_seconds": seconds,
-            "accuracy": float(np.mean(np.argmax(found, -1) == data.test.labels)),
-            "dropped": dropped,
-        }  # fmt: skip
-        store.write(run_name(arm, seed), numbers, _flat(params) | {"log_probabilities": found})
+    configs = [train_config(arm, rate, seed, settings) for seed in seeds]
+    trained = train(configs[0], data.train, seeds, report)
+    for config, state in zip(configs, trained, strict=True):
+        keep(arm, config, state.params, store, data, settings)
 
 
 def _flat(params: Any) -> dict[str, np.ndarray]:

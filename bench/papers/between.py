@@ -1,6 +1,6 @@
 """Claims about trained arms: each is compared with one other, in every score."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from bench.papers import arms, speed
 from bench.papers.jobs import Job
@@ -56,9 +56,17 @@ def comparisons(
 
 
 def table(
-    names: Sequence[str], wanted: Sequence[str], store: Store, data: arms.Data, settings: Settings
+    names: Sequence[str],
+    wanted: Sequence[str],
+    store: Store,
+    data: arms.Data,
+    settings: Settings,
+    models: Mapping[str, str] | None = None,
 ) -> list[list[str]]:
-    """A line for each arm that has all its runs: cost, learning rate, the mean of each score."""
+    """A line for each arm that has all its runs: cost, learning rate, the mean of each score.
+
+    `models` names the model whose cost an arm has, where it is not called as the arm.
+    """
     lines = [["arm", *speed.HEAD, "learning rate", *wanted]]
     for arm in names:
         if not complete(arm, store, settings):
@@ -66,5 +74,5 @@ def table(
         found = scored(arm, store, data, settings, wanted)
         rate = store.read(arms.run_name(arm, settings.seeds[0]))["learning_rate"]
         means = [f"{sum(found[s]) / len(found[s]):.4g}" for s in wanted]
-        lines.append([arm, *speed.cells(arm, store), f"{rate:g}", *means])
+        lines.append([arm, *speed.cells((models or {}).get(arm, arm), store), f"{rate:g}", *means])
     return lines

@@ -82,6 +82,7 @@ DENSE = ModelConfig(
 ROUTER = RouterConfig(k=1, capacity_factor=1.05, capacity_multiple_of=0)
 EXPERTS = MoEConfig(num_experts=8, layers=(1, 3), group_images=8, format="slots", router=ROUTER)
 CHOICES = RouterConfig(name="expert_choice", capacity_factor=1.05, capacity_multiple_of=0)
+NORMALISED = RouterConfig(name="mixtral", k=2, capacity_factor=1.05, capacity_multiple_of=0)
 MEMBERS = RouterConfig(name="ensemble", k=1, capacity_factor=1.05, capacity_multiple_of=0)
 MIXES = RouterConfig(name="soft", dims=(("C", 1),))
 
@@ -102,11 +103,15 @@ ARMS: dict[str, ModelConfig] = {
     "e3_vmoe_k2": replace(sparse(layers=(4, 5), router=replace(ROUTER, k=2)), depth=6, mlp_dim=291),
     "e3_half": replace(DENSE, depth=6, mlp_dim=127),
     "e3_wide": replace(DENSE, depth=6, mlp_dim=401),
+    "up_dense": DENSE,
+    "up_sparse": sparse(layers=(2, 3), router=NORMALISED),
+    "up_raw": sparse(layers=(2, 3), router=replace(ROUTER, k=2)),
 }
 """The models by name.
 
 Products per image of the first five are equal to 0.02 %; soft has 0.5 % more. Those of the e3
-claim are a family of their own, equal to 0.2 %, two of e3_half counted as one.
+claim are a family of their own, equal to 0.2 %, two of e3_half counted as one; upcycling's are not
+equal.
 """
 
 

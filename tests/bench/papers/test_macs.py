@@ -40,6 +40,8 @@ def test_a_product_in_a_loop_is_refused():
 def test_the_arms_execute_equal_products():
     found = {name: macs_per_image(c, (28, 28, 1), 200) for name, c in ARMS.items()}
     e3 = {name: found.pop(name) for name in tuple(found) if name.startswith("e3")}
+    up = {name: found.pop(name) for name in tuple(found) if name.startswith("up_")}
+    assert up["up_sparse"] == up["up_raw"] == pytest.approx(1.36 * up["up_dense"], rel=0.01)
     dense, soft = found["dense"], found.pop("soft")
     assert 3.40e6 < dense < 3.42e6
     for name, per_image in found.items():

@@ -15,6 +15,7 @@ from bench.papers.jobs import run_all
 from bench.papers.protocol import QUICK
 from bench.papers.store import Store
 from vmoe import model
+from vmoe.model_config import ModelConfig
 from vmoe.state import init_state, make_train_step
 
 TINY = replace(
@@ -37,13 +38,20 @@ def folder(tmp_path_factory):
     return str(path)
 
 
+def shrunk(config: ModelConfig) -> ModelConfig:
+    """The arm in little: two blocks, the second sparse where any was."""
+    moe = config.moe
+    if moe is not None:
+        group = min(4, moe.group_images)
+        moe = replace(moe, num_experts=4, layers=(1,), group_images=group, mlp_dim=None)
+    return replace(config, width=8, depth=2, mlp_dim=16, num_heads=2, moe=moe)
+
+
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
     """The bpr claim, run once for this file, with a small model."""
-    small = replace(protocol.DENSE, width=8, depth=2, mlp_dim=16, num_heads=2)
-    moe = replace(protocol.EXPERTS, num_experts=4, layers=(1,), group_images=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(protocol.ARMS, "vmoe_k1", replace(small, moe=moe))
+        patch.setitem(protocol.ARMS, "vmoe_k1", shrunk(protocol.ARMS["vmoe_k1"]))
         for name, few in (("LOW", (0.3,)), ("CAPACITIES", (0.3, 2.0)), ("FLIPS", (0.3,))):
             patch.setattr(bpr, name, few)  # each capacity is a program to compile
         data = arms.load(folder, TINY)
@@ -145,3 +153,26 @@ def test_bad_flags_are_one_line_and_write_nothing(flags, message, folder, tmp_pa
     assert error.startswith(message.format(folder=folder))
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.nightly
+def test_all_claims_run_to_their_end(folder, tmp_path, capsys, monkeypatch):
+    for name, config in protocol.ARMS.items():
+        monkeypatch.setitem(protocol.ARMS, name, shrunk(config))
+    for name, few in (("LOW", (0.3,)), ("CAPACITIES", (0.3, 2.0)), ("FLIPS", (0.3,))):
+        monkeypatch.setattr(bpr, name, few)
+    monkeypatch.setattr(papers, "QUICK", TINY)
+    monkeypatch.setattr("bench.papers.e3.OUTSIDE_IMAGES", 16)
+    monkeypatch.setattr("bench.papers.speed.ROUNDS", 3)
+    page = tmp_path / "papers.md"
+    page.write_text(f"{papers.page.BEGIN}{papers.page.END}", encoding="utf-8")
+    command = ["papers", "--quick", f"--data={folder}", f"--out={tmp_path / 'out'}"]
+    assert main([*command, f"--page={page}"]) == 0
+    printed = capsys.readouterr().out
+    assert "Not finished" not in printed
+    for hypothesis in protocol.FAMILY:
+        assert f"Primary, {hypothesis}: " in printed
+    for claim in papers.CLAIMS:
+        assert (tmp_path / "papers" / f"{claim}-accuracy.svg").is_file()
+    assert main([*command, "--report-only"]) == 0
+    assert capsys.readouterr().out.strip() in page.read_text(encoding="utf-8")
