@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from bench.papers.arms import Data
 from bench.papers.jobs import Job, Report
-from bench.papers.macs import count
 from bench.papers.predict import classify
 from bench.papers.protocol import ARMS, Settings, train_config
 from bench.papers.store import Store
@@ -17,6 +16,7 @@ from bench.timing import Timing, compare
 from vmoe import model
 from vmoe.model_config import ModelConfig
 from vmoe.state import init_state, make_train_step
+from vmoe.use.macs import has_data_dependent_products, static_macs
 
 YARDSTICK = "dense"
 ROUNDS = 15
@@ -39,10 +39,17 @@ def speed_name(arm: str) -> str:
 
 
 def macs_per_image(config: ModelConfig, image: tuple[int, int, int], images: int) -> float:
-    """Multiply-adds of a forward of `images` images, per image."""
+    """Multiply-adds of a forward of `images` images, per image: of the products executed.
+
+    Raises:
+      ValueError: if only the data says how many there are.
+    """
     params = jax.eval_shape(lambda key: model.init(config, key, image), jax.random.key(0))
     batch = jax.ShapeDtypeStruct((images, *image), jnp.float32)
-    return count(lambda p, x: model.apply(config, p, x)[0], params, batch) / images
+    traced = jax.make_jaxpr(lambda p, x: model.apply(config, p, x)[0])(params, batch).jaxpr
+    if has_data_dependent_products(traced):
+        raise ValueError("a dropless layer's products depend on the data; fix: give it a capacity")
+    return static_macs(traced) / images
 
 
 def cells(arm: str, store: Store) -> list[str]:

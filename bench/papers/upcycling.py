@@ -79,9 +79,9 @@ def jobs(store: Store, data: arms.Data, settings: Settings) -> Iterator[Job]:
     missing = {
         arm: [s for s in settings.seeds if not store.has(arms.run_name(arm, s))] for arm in ARMS
     }
-    for tuned in (DENSE, SPARSE):
-        if any(missing[arm] for arm in (tuned, *(w for w in WAYS if WAYS[w].tuned == tuned))):
-            yield from arms.trials(tuned, store, data, settings)
+    tuned = {arm: WAYS[arm].tuned if arm in WAYS else arm for arm in ARMS}
+    for arm in dict.fromkeys(tuned[arm] for arm in ARMS if missing[arm]):
+        yield from arms.trials(arm, store, data, settings)
     for arm in ARMS:
         for seeds in arms.chunks(missing[arm], settings):
             share = WAYS[arm].halves / 2 if arm in WAYS else 1.0
