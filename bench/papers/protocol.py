@@ -71,7 +71,7 @@ class Settings:
 
 
 QUICK = Settings(
-    seeds=(0, 1, 2), train_images=64, held_out=16, test_images=32, batch_size=16, steps=2,
+    seeds=(0, 1, 2), train_images=64, held_out=16, test_images=32, batch_size=16, steps=4,
     warmup_steps=1, eval_batch=16, together=3,
 )  # fmt: skip
 """Everything in little: to see that it runs, not a result."""
