@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -83,7 +84,7 @@ def test_a_program_is_compiled_once_for_both_routings() -> None:
     )
     assert (float(first.run()), float(second.run())) == (2.0, 4.0)
     assert len(calls) == 1
-    made.build(replace(CELL, capacity="1.05"), "auto", lambda x: double(x), jnp.float32(3.0))
+    made.build(replace(CELL, capacity="1.05"), "auto", partial(double), jnp.float32(3.0))
     assert len(calls) == 2
 
 

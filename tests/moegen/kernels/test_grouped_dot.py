@@ -92,6 +92,15 @@ def test_runs_of_blocks():
     assert (count[:, 0].tolist(), start[:, 0].tolist()) == ([1, 2], [0, 1])
 
 
+@pytest.mark.parametrize("spec", ["ND,NF->DF", "ND,NF->FD"])
+def test_outer_in_bfloat16_is_the_product_rounded_once(spec):
+    a, b = (jnp.asarray(random(seed, 8, dim), jnp.bfloat16) for seed, dim in ((0, 3), (1, 2)))
+    got = runs.outer(spec, a, b)
+    want = jnp.einsum(spec, a.astype(jnp.float32), b.astype(jnp.float32))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(got, want.astype(jnp.bfloat16))
+
+
 @pytest.mark.parametrize(("rows", "experts", "block"), [(800, 8, 10), (800, 32, 13), (8, 4, 2)])
 def test_balanced_loads_are_hardly_padded(rows, experts, block):
     """The block divides the mean load, or nearly: at most one row more per expert."""
