@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,8 @@ import jax.numpy as jnp
 
 import moegen
 from bench import suite
-from bench.report import Row
+from bench.cells_table import markdown
+from bench.report import Row, check_folder, write_text
 from bench.timing import Timing, compare
 from bench.workloads import (
     CAPACITIES,
@@ -65,10 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}", type=partial(suite.chosen, name, known), default=known,
             metavar="NAME,...", help=f"some of {', '.join(known)} (default: all)",
         )  # fmt: skip
+    parser.add_argument(
+        "--markdown", type=Path, default=None, help="also write floor and auto as one table here"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure the cells, one table each; returns the exit code."""
+    check_folder("markdown", arguments.markdown)
     made = Programs()
     done: dict[str, list[Row]] = {}
 
@@ -78,6 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     code = suite.run("layer", arguments, {c.key: partial(one, c) for c in _cells(arguments)})
     print(verdict(done))
+    if arguments.markdown is not None:
+        write_text(arguments.markdown, markdown(done))
+        print(f"wrote {arguments.markdown}")
     return code
 
 
