@@ -88,4 +88,5 @@ def section(claim: ModuleType, store: Store, data: arms.Data, settings: Settings
         table=claim.table(store, data, settings),
         comparisons=claim.comparisons(store, data, settings),
         missing=sum(1 for _ in claim.jobs(store, data, settings)),
+        curves=claim.curves(store, settings) if hasattr(claim, "curves") else {},
     )

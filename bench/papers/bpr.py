@@ -149,6 +149,17 @@ def table(store: Store, data: arms.Data, settings: Settings) -> list[list[str]]:
     return lines
 
 
+def curves(store: Store, settings: Settings) -> dict[str, list[tuple[float, float]]]:
+    """Mean accuracy in percent over capacity, for each order; {} until all are there."""
+    if not _complete(store, settings):
+        return {}
+    each = {order: _accuracies(order, store, settings) for order in ORDERS}
+    return {
+        order: [(c, float(np.mean([by_capacity[c] for by_capacity in seeds]))) for c in CAPACITIES]
+        for order, seeds in each.items()
+    }
+
+
 def _complete(store: Store, settings: Settings) -> bool:
     return all(store.has(curve_name(o, s)) for o in ORDERS for s in settings.seeds)
 

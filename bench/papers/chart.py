@@ -1,6 +1,6 @@
-"""Draws paired differences as SVG: a dot per seed, the mean, and its interval."""
+"""Draws as SVG: paired differences, a dot per seed, with mean and interval; and curves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from bench.papers.scores import Comparison
@@ -11,8 +11,10 @@ LABELS, WIDTH, LINE, MARGIN = 260, 420, 26, 24
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#222}.seed{fill:#8fb3d9}.mean{fill:#234}"
     ".interval{stroke:#234;stroke-width:2}.zero{stroke:#c33;stroke-dasharray:4 3}"
-    "rect{fill:#fff}"
+    "rect{fill:#fff}polyline{fill:none;stroke-width:2}"
 )
+COLOURS = ("#8a8a8a", "#2b6cb0", "#d9822b")
+Curve = Sequence[tuple[float, float]]
 
 
 def differences(comparisons: Sequence[Comparison], title: str) -> str:
@@ -56,3 +58,41 @@ def _line(
         f'y1="{middle}" y2="{middle}"/>',
         f'<circle class="mean" cx="{at(one.mean):.1f}" cy="{middle}" r="4.5"/>',
     ]
+
+
+def curves(lines: Mapping[str, Curve], title: str) -> str:
+    """One line for each name, over the places of the curves' common x, which are evenly apart."""
+    places = [x for x, _ in next(iter(lines.values()))]
+    values = [y for line in lines.values() for _, y in line]
+    low, high = min(values), max(values)
+    height, bottom = 280, 240
+    step = (WIDTH - 2 * MARGIN) / max(1, len(places) - 1)
+
+    def at(number: int, y: float) -> tuple[float, float]:
+        share = (y - low) / ((high - low) or 1.0)
+        return LABELS / 2 + MARGIN + number * step, bottom - share * (bottom - 3 * LINE)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LABELS + WIDTH}" height="{height}" '
+        f'role="img"><title>{escape(title)}</title><style>{STYLE}</style>',
+        f'<rect width="{LABELS + WIDTH}" height="{height}"/>',
+        f'<text x="8" y="17">{escape(title)}</text>',
+        *(
+            f'<text x="{at(n, low)[0]:.1f}" y="{bottom + 22}" text-anchor="middle">{x:g}</text>'
+            for n, x in enumerate(places)
+        ),
+        *(
+            f'<text x="{LABELS / 2}" y="{at(0, y)[1] + 4:.1f}" text-anchor="end">{y:.2f}</text>'
+            for y in (low, high)
+        ),
+    ]
+    for number, (name, line) in enumerate(lines.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        places_of_line = (at(n, y) for n, (_, y) in enumerate(line))
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places_of_line)
+        parts += [
+            f'<polyline points="{points}" stroke="{colour}"/>',
+            f'<text x="{LABELS / 2 + MARGIN + 90 * number}" y="{2 * LINE - 6}" '
+            f'style="fill:{colour}">{escape(name)}</text>',
+        ]
+    return "\n".join([*parts, "</svg>"]) + "\n"

@@ -1,10 +1,10 @@
 """Writes the results: Markdown into the part of a page that is marked for them, and charts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.papers.chart import differences
+from bench.papers.chart import Curve, curves, differences
 from bench.papers.protocol import FAMILY, LEVEL
 from bench.papers.scores import Comparison
 from bench.papers.statistics import equivalence, holm, interval, sign_flip
@@ -22,12 +22,14 @@ class Section:
       table: lines of cells, the head first.
       comparisons: the paired differences.
       missing: jobs that have not been run.
+      curves: by name, to be drawn together; {} for none.
     """
 
     title: str
     table: list[list[str]]
     comparisons: list[Comparison]
     missing: int
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
 
 def corrected(comparisons: Sequence[Comparison]) -> dict[str, float]:
@@ -70,6 +72,11 @@ def write(page: Path, sections: Mapping[str, Section]) -> None:
         for score, chosen in _by_score(section.comparisons).items():
             drawing = differences(chosen, f"{score}, paired differences by seed")
             write_text(folder / _file(name, score), drawing)
+        if section.curves:
+            drawing = curves(
+                section.curves, "accuracy in percent by capacity factor, mean of seeds"
+            )
+            write_text(folder / _file(name, "curves"), drawing)
     write_text(page, f"{before}{BEGIN}\n\n{text(sections)}\n{END}{after}")
 
 
@@ -88,6 +95,8 @@ def _section(name: str, section: Section, family: Mapping[str, float]) -> str:
     lines += [_equivalence(c) for c in section.comparisons if c.name.endswith("C = 2")]
     drawn = [s for s in _by_score(section.comparisons) if s in ("accuracy", "NLL")]
     lines += ["", *(f"![{s} by seed](papers/{_file(name, s)})" for s in drawn), ""]
+    if section.curves:
+        lines += [f"![accuracy by capacity](papers/{_file(name, 'curves')})", ""]
     return "\n".join(lines)
 
 

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from bench.papers import page
-from bench.papers.chart import differences
+from bench.papers.chart import curves, differences
 from bench.papers.jobs import Job, run_all
 from bench.papers.page import Section
 from bench.papers.protocol import FAMILY
@@ -65,6 +65,18 @@ def test_dots_stand_on_one_scale():
     zero = next(line for line in svg.iter(f"{name}line") if line.get("class") == "zero")
     assert float(zero.get("x1")) == pytest.approx(seeds[0], abs=0.1)
     assert "a < b" in [t.text for t in svg.iter(f"{name}text")]
+
+
+def test_curves_rise_where_their_values_do():
+    lines = {"bpr": [(0.1, 70.0), (2.0, 80.0)], "vanilla": [(0.1, 60.0), (2.0, 80.0)]}
+    name = "{http://www.w3.org/2000/svg}"
+    first, second = ET.fromstring(curves(lines, "title")).iter(f"{name}polyline")
+    start, end = (tuple(map(float, p.split(","))) for p in first.get("points").split())
+    assert start[0] < end[0]
+    assert start[1] > end[1]  # y goes down
+    lower, same = second.get("points").split()
+    assert float(lower.split(",")[1]) > start[1]
+    assert same == first.get("points").split()[1]
 
 
 def test_jobs_show_how_long_and_stop_at_ctrl_c():

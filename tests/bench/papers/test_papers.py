@@ -68,6 +68,7 @@ def test_a_claim_runs_and_is_not_run_again(finished):
     assert len(section.table) == 1 + len(bpr.CAPACITIES)
     assert section.table[1][-3:] != ["", "", ""]  # flips are counted at this capacity
     assert section.table[2][-3:] == ["", "", ""]
+    assert {len(curve) for curve in section.curves.values()} == {len(bpr.CAPACITIES)}
     low, at_two = section.comparisons[0], section.comparisons[-1]
     assert low.primary == protocol.FAMILY[0]
     assert at_two.name == "bpr - vanilla, C = 2"
