@@ -27,6 +27,9 @@ commands
         --out writes JSON and a page. Of CHOICES, --k and --independent.
   export --workdir=DIR --out=FILE [--platforms=cpu,tpu,cuda] [CHOICES]
         Write the model as StableHLO, weights inside, for any batch size: jax alone can run it.
+  report RUN [--out=FILE] [--rounds=3]
+        One HTML page: curves, expert load, experts and classes, dropped patches, capacity curve,
+        calibration. Written to RUN/report.html.
   demo [--workdir=DIR] [--config.FIELD=VALUE ...]
         Train a small V-MoE on handwritten digits, evaluate it, print the result.
   upcycle --from=DENSE --config=FILE [--out=DIR] [--config.FIELD=VALUE ...]
@@ -125,6 +128,7 @@ COMMANDS = {
         ("capacities", "budgets", "rounds", "out", *CHOICES), ("RUN...",), CHOICE_SWITCHES
     ),
     "export": Command(("workdir", "out", "platforms", *CHOICES), switches=CHOICE_SWITCHES),
+    "report": Command(("out", "rounds"), ("RUN",)),
     "demo": Command(("workdir",)),
     "upcycle": Command(("from", "config", "out", "image")),
     "inspect": Command(arguments=("CKPT",)),

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vmoe.ensemble import repeat_images
 from vmoe.layers.attention import attention, init_attention
@@ -108,9 +109,11 @@ def encode(
     Returns:
       Tokens before encoder_norm, [B * M, T, D] for an ensemble of M members, and the metrics:
       auxiliary_loss f32[G] or [G, M], summed over the MoE blocks, and each MoE block's report
-      under its name; {} for a dense model.
+      under its name; {} for a dense model. In training also rms: the root mean square of what
+      the embedding and each block give, f32[] by name.
     """
     metrics: dict[str, Any] = {}
+    rms = {"embedding": _rms(x)} if train else {}
     rest = iter(moe_inputs or ())
     first = min(config.moe.layers) if config.moe else None
     for index in range(config.depth):
@@ -120,11 +123,17 @@ def encode(
         inputs = next(rest, None) if config.is_sparse(index) else None
         block = _rematerialised(config, partial(encoder_block, config.of_block(index), train=train))
         x, aux = block(params[name], x, key=named_key(key, name), mask=mask, inputs=inputs)
+        if train:
+            rms[name] = _rms(x)
         if aux is not None:
             metrics[name] = aux
     if metrics:
         metrics["auxiliary_loss"] = sum(aux["auxiliary_loss"] for aux in metrics.values())
-    return x, metrics
+    return x, metrics | ({"rms": rms} if rms else {})
+
+
+def _rms(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(x).astype(jnp.float32))))
 
 
 def _rematerialised(config: ModelConfig, block: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,5 +38,7 @@ def training_loss(main: jax.Array, metrics: dict[str, Any]) -> tuple[jax.Array, 
 
     Source: arXiv:2106.05974, appendix A.
     """
-    auxiliary = jnp.mean(metrics["auxiliary_loss"]) if metrics else jnp.zeros((), main.dtype)
+    auxiliary = jnp.zeros((), main.dtype)
+    if "auxiliary_loss" in metrics:
+        auxiliary = jnp.mean(metrics["auxiliary_loss"])
     return jnp.mean(main) + auxiliary, auxiliary

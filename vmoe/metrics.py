@@ -29,12 +29,16 @@ class MetricWriter:
         self._file = (workdir / JSONL).open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
-    def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Adds {"step": step, "kind": kind, **values}; kind is "train" or "eval"."""
+    def write(self, step: int, kind: str, values: Mapping[str, float | list[float]]) -> None:
+        """Adds {"step": step, "kind": kind, **values}; kind is "train" or "eval".
+
+        Lists, such as an expert's share of the load each, go to the JSONL file only.
+        """
         self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+            if not isinstance(value, list):
+                self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         """Writes what is still held back."""
@@ -98,6 +102,34 @@ class Progress:
             print(file=self.out, flush=True)
 
 
-def first_not_finite(values: Mapping[str, float]) -> list[str]:
-    """The names of the values that are infinite or not a number."""
-    return [name for name, value in values.items() if not np.isfinite(value)]
+def origin(values: Mapping[str, Any]) -> str | None:
+    """Where a training step first left the finite numbers, in the order it is computed in.
+
+    Forward from the embedding to the loss, by rms/LAYER; then backward, by grad_norm/LAYER; then
+    anything else. None if all values are finite.
+    """
+    bad = {name for name, value in values.items() if not np.all(np.isfinite(value))}
+    if not bad:
+        return None
+    forward = sorted((_layers(bad, "rms/")), key=_depth)
+    if forward:
+        return f"the activations of {forward[0]}"
+    if "main_loss" in bad:
+        return "the activations of head"
+    losses = sorted(name for name in bad if name.startswith("encoderblock_"))
+    if losses:
+        return losses[0]
+    backward = sorted(_layers(bad, "grad_norm/"), key=_depth, reverse=True)
+    return f"the gradients of {backward[0]}" if backward else min(bad)
+
+
+def _layers(names: set[str], prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def _depth(layer: str) -> tuple[int, str]:
+    """Where a layer stands: what comes before the blocks, the blocks in order, what comes after."""
+    block = layer.removeprefix("encoderblock_")
+    if block.isdecimal():
+        return 1 + int(block), layer
+    return (0 if layer in ("embedding", "cls", "posembed_input") else 1_000_000, layer)

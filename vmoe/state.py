@@ -75,7 +75,9 @@ TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Metri
 
 
 def make_train_step(config: TrainConfig) -> TrainStep:
-    """The compiled step (state, batch) -> (next state, scalars f32[]). It consumes the state.
+    """The compiled step (state, batch) -> (next state, metrics). It consumes the state.
+
+    Metrics are scalars f32[], and the load of each MoE block, f32[E].
 
     The key of step i is fold_in(key, i): it depends on nothing else, so that a run goes on from
     a checkpoint bit for bit as it would have. Configs that differ in nothing a step computes
@@ -145,8 +147,9 @@ def loss(
         "main_loss": jnp.mean(main),
         "accuracy": jnp.mean(jnp.argmax(logits, -1) == jnp.argmax(wanted, -1)),
     }
-    if routing:
+    if "auxiliary_loss" in routing:
         metrics["auxiliary_loss"] = auxiliary
+    metrics |= {f"rms/{layer}": size for layer, size in routing["rms"].items()}
     for block, report in routing.items():
         if isinstance(report, dict):
             metrics |= _block_scalars(block, report)
@@ -162,5 +165,10 @@ def gradient_norms(grads: Any) -> Metrics:
 
 
 def _block_scalars(block: str, report: dict[str, jax.Array]) -> Metrics:
+    """Of a router's report, the means over groups, and each expert's share of the load f32[E]."""
     wanted = ("importance_loss", "load_loss", "gshard_loss", "dropped")
-    return {f"{block}/{name}": jnp.mean(report[name]) for name in wanted if name in report}
+    found = {f"{block}/{name}": jnp.mean(report[name]) for name in wanted if name in report}
+    if "load" in report:
+        load = jnp.sum(report["load"], axis=0)
+        found[f"{block}/load"] = load / jnp.maximum(jnp.sum(load), 1.0)
+    return found

@@ -16,7 +16,7 @@ from vmoe.data import pipeline
 from vmoe.data.images import Images
 from vmoe.errors import RunError, UserError
 from vmoe.evaluate import evaluate
-from vmoe.metrics import MetricWriter, Progress, first_not_finite
+from vmoe.metrics import MetricWriter, Progress, origin
 from vmoe.routing import check_router
 from vmoe.sharding import make_mesh, place_batch, place_state
 from vmoe.start import start_from
@@ -128,10 +128,10 @@ class Log:
         """Checks and writes what has been added.
 
         Raises:
-          RunError: names the first step with a value that is not finite, and the values.
+          RunError: names the first step with a value that is not finite, and the layer.
         """
         for step, metrics in self._waiting:
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            values = {name: value.tolist() for name, value in jax.device_get(metrics).items()}
             self._check(step, values)
             if step % self._config.log_every == 0 or step == self._config.steps:
                 self._progress.show(step, values)
@@ -150,16 +150,17 @@ class Log:
         self._writer.close()
         self._progress.close()
 
-    def _check(self, step: int, values: dict[str, float]) -> None:
-        bad = first_not_finite(values)
-        if not bad:
+    def _check(self, step: int, values: dict[str, Any]) -> None:
+        where = origin(values)
+        if where is None:
             return
         self.close()
         steps = self._checkpoints.steps()
         last = self._checkpoints.path(steps[-1]) if steps else "none yet"
         raise RunError(
-            f"step {step}: {', '.join(bad)} not finite; last good checkpoint: {last}; "
-            "fix: a lower optim.lr, a longer warmup, or optim.clip_norm=1.0, in another workdir"
+            f"step {step}: loss {values['loss']:g}; not finite first: {where}; last good "
+            f"checkpoint: {last}; fix: a lower optim.lr, a longer warmup, or optim.clip_norm=1.0, "
+            "in another workdir"
         )
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from vmoe.metrics import JSONL, MetricWriter, Progress, first_not_finite, read_jsonl
+from vmoe.metrics import JSONL, MetricWriter, Progress, origin, read_jsonl
 
 
 def write(workdir, start: int, steps: range) -> None:
@@ -63,6 +63,26 @@ def test_progress_on_a_terminal_is_drawn_over():
     assert f"\r[{'#' * 12}{'.' * 12}] step 2/4" in out.getvalue()
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_is_named(bad):
-    assert first_not_finite({"loss": 1.0, "a": bad, "b": bad}) == ["a", "b"]
+NAN, INF = float("nan"), float("inf")
+FINE = {"loss": 1.0, "main_loss": 1.0, "accuracy": 0.5, "encoderblock_1/load": [0.5, 0.5]}
+
+
+@pytest.mark.parametrize(
+    "bad, where",
+    [
+        ({}, None),
+        ({"rms/encoderblock_10": NAN, "rms/encoderblock_9": INF, "grad_norm/head": NAN},
+         "the activations of encoderblock_9"),
+        ({"rms/embedding": NAN, "rms/encoderblock_0": NAN}, "the activations of embedding"),
+        ({"main_loss": INF, "loss": INF, "grad_norm/embedding": NAN}, "the activations of head"),
+        ({"encoderblock_1/load_loss": -INF, "loss": NAN}, "encoderblock_1/load_loss"),
+        ({"grad_norm": NAN, "grad_norm/encoderblock_2": NAN, "grad_norm/encoderblock_10": NAN,
+          "grad_norm/embedding": NAN}, "the gradients of encoderblock_10"),
+        ({"grad_norm": NAN, "grad_norm/encoderblock_2": NAN, "grad_norm/encoder_norm": NAN},
+         "the gradients of encoder_norm"),
+        ({"encoderblock_1/load": [0.5, NAN]}, "encoderblock_1/load"),
+        ({"learning_rate": NAN}, "learning_rate"),
+    ],
+)  # fmt: skip
+def test_the_first_layer_in_the_order_of_a_step_is_named(bad, where):
+    assert origin(FINE | bad) == where

@@ -206,8 +206,8 @@ def test_a_nan_stops_the_run_with_the_step_and_the_last_good_checkpoint(tmp_path
             return getattr(self.inner, name)
 
     monkeypatch.setattr(pipeline, "training_batches", Poisoned)
-    wanted = r"step 7: aux.*grad_norm/head.* main_loss not finite; last good .*step_00000004; fix"
-    with pytest.raises(RunError, match=wanted):
+    wanted = r"step 7: loss nan; not finite first: the activations of embedding; last good check"
+    with pytest.raises(RunError, match=wanted + r"point: .*step_00000004; fix"):
         train(in_workdir(tmp_path, log_every=6), io.StringIO())
     assert Checkpoints(tmp_path).steps() == [4]
     assert damage(Checkpoints(tmp_path).path(4)) is None

@@ -33,12 +33,12 @@ class Line(NamedTuple):
 
 def percent(value: float) -> str:
     """0.953 as "95.3%"."""
-    return f"{100 * value:.3g}%"
+    return f"{100 * value:.4g}%"
 
 
 def plain(value: float) -> str:
     """A number in few letters."""
-    return f"{value:.3g}" if abs(value) < 1e4 else f"{value / 1000:.4g}k"
+    return f"{value:.4g}" if abs(value) < 1e4 else f"{value / 1000:.4g}k"
 
 
 def line_chart(

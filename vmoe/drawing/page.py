@@ -21,6 +21,7 @@ section { background: var(--card); border: 1px solid var(--rule); border-radius:
 .facts div { font-size: 1.35rem; font-weight: 600; } .facts span { display: block;
   font-size: .8rem; font-weight: 400; color: var(--soft); }
 .row { display: flex; flex-wrap: wrap; gap: 1.2rem; align-items: flex-start; }
+.strip { display: flex; flex-wrap: wrap; gap: 10px; }
 svg { display: block; max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft); } svg .name { fill: var(--ink); }
 svg .title { font-size: 13px; font-weight: 600; fill: var(--ink); }
