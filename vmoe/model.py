@@ -100,7 +100,8 @@ def apply(
 
     Returns:
       Logits, and metrics: auxiliary_loss f32[G], or [G, M] of an ensemble, summed over the MoE
-      blocks, and each MoE block's report under its name; {} for a dense model.
+      blocks, and each MoE block's report under its name; {} for a dense model. In training also
+      rms, the root mean square of what the embedding and each block give.
 
     Raises:
       UserError: names the argument that does not fit, and the fix.

@@ -74,7 +74,8 @@ def test_no_two_kernels_are_the_same_draw():
 def test_the_metrics_sum_the_auxiliary_losses_over_blocks():
     config = replace(SPARSE, moe=replace(SPARSE.moe, layers=(0, 1)))
     _, metrics = apply(config, init(config, KEY, SHAPE), images(), train=True, key=KEY)
-    assert metrics.keys() == {"auxiliary_loss", "encoderblock_0", "encoderblock_1"}
+    assert metrics.keys() == {"auxiliary_loss", "encoderblock_0", "encoderblock_1", "rms"}
+    assert metrics["rms"].keys() == {"embedding", "encoderblock_0", "encoderblock_1"}
     assert metrics["auxiliary_loss"].shape == (2,)
     parts = [metrics[f"encoderblock_{i}"]["auxiliary_loss"] for i in (0, 1)]
     np.testing.assert_allclose(metrics["auxiliary_loss"], sum(parts), rtol=1e-6)
