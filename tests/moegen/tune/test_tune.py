@@ -59,6 +59,19 @@ def test_bytes():
     assert value_bytes(traced().program.inputs[2].type, SIZES) == 0  # a key
 
 
+def test_a_batched_product_in_bfloat16_is_widened_on_a_cpu():
+    def batched(dtype):
+        line = f'%y: {dtype}[G, E, C, F] = dot(%x, %w, over="D")'
+        return op(line, f"%x: {dtype}[G, E, C, D], %w: {dtype}[E, D, F]")
+
+    short, wide = (op_cost(batched(dtype), SIZES, CPU) for dtype in ("bf16", "f32"))
+    elements = wide.bytes / 4
+    assert short.bytes == (2 + 8) * elements
+    unwidened = op_cost(batched("bf16"), SIZES, target_named("tpu"))
+    assert unwidened.bytes == 2 * elements
+    assert short.seconds == CPU.overhead + 10 * elements / CPU.bytes
+
+
 def test_seconds_are_the_slower_of_arithmetic_and_memory():
     slow_math = Target("a", "cpu", 1.0, 1e9, 0.5, 1)
     slow_memory = Target("b", "cpu", 1e9, 1.0, 0.5, 1)
