@@ -61,6 +61,7 @@ SHAPES = (
     Shape("forward, gate read, 2048 x 1408", "dot", 8192, 2048, 1408, 32, (("epilogue", "gate"),)),
     Shape("forward, f32, 768 x 3072", "dot", 8192, 768, 3072, 32, (("dtype", "float32"),)),
     Shape("forward, 1000 rows, 100 x 200", "dot", 1000, 100, 200, 4),
+    Shape("forward, down", "dot", 8192, 4096, 1024, 8),
     Shape("d-input", "dot", 8192, 4096, 1024, 8, (("transposed", True),)),
     Shape("d-weight", "outer", 8192, 1024, 4096, 8),
     Shape("d-weight, f32, 768 x 1536", "outer", 8192, 768, 1536, 32, (("dtype", "float32"),)),

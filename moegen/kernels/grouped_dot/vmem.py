@@ -13,7 +13,9 @@ def dot_bytes(
     dtypes: Sequence[jax.typing.DTypeLike],
     transposed: bool,
 ) -> int:
-    """Of `grouped_dot_tpu`: blocks twice, the product in f32 twice, weights again if transposed.
+    """Of `grouped_dot_tpu`: blocks twice; rows again for parts of a tile, weights if transposed.
+
+    And the product and all that the epilogue reads and gives, in f32.
 
     Args:
       tall: rows of a tile.
@@ -22,10 +24,10 @@ def dot_bytes(
       dtypes: of the rows, then of every operand and result with the product's shape.
       transposed: whether weights are turned on the way.
     """
-    weights = padded_bytes(depth, wide, dtypes[0])
-    blocks = padded_bytes(tall, depth, dtypes[0]) + weights
-    blocks += sum(padded_bytes(tall, wide, dtype) for dtype in dtypes[1:])
-    return 2 * blocks + 2 * padded_bytes(tall, wide, jnp.float32) + (weights if transposed else 0)
+    rows, weights = padded_bytes(tall, depth, dtypes[0]), padded_bytes(depth, wide, dtypes[0])
+    blocks = rows + weights + sum(padded_bytes(tall, wide, dtype) for dtype in dtypes[1:])
+    values = len(dtypes) * padded_bytes(tall, wide, jnp.float32)
+    return 2 * blocks + rows + values + (weights if transposed else 0)
 
 
 def outer_bytes(tall: int, deep: int, wide: int, dtype: jax.typing.DTypeLike) -> int:

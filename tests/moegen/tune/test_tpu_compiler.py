@@ -78,7 +78,7 @@ def test_a_row_of_the_table():
     shape, job = next(iter(aot.jobs("tpu_v5e")))
     done = tpu_compiler.Compilation(job.name, "", 2.0, None, (2**20, 2**21, 0))
     assert aot.row("tpu_v5e", shape, job, done, 70000) == (
-        "| tpu_v5e | forward | 1024 1024 512 256 128 64 32 | 2.0 s | 20.0 MiB "
+        "| tpu_v5e | forward | 1024 1024 512 256 128 64 32 | 2.0 s | 22.0 MiB "
         "| 1.0, 2.0, 0.0 MiB | 70000 cycles |"
     )
     refused = tpu_compiler.Compilation(job.name, "too large")
