@@ -48,7 +48,7 @@ def test_no_command(capsys):
         (["demo", "--config.model.width=30"], "model.width=30 is not a multiple of num_heads=4"),
         (["configs", "--config.steps=1", "extra"], "'extra' is no flag"),
         (["evaluate"], "--workdir is missing; fix: --workdir=DIR"),
-        (["evaluate", "--workdir=nowhere", "--k=two"], "nowhere/config.json cannot be read"),
+        (["evaluate", "--workdir=nowhere", "--k=two"], "--k=two is no number; fix: for example"),
         (["evaluate", "--workdir=nowhere"], "nowhere/config.json cannot be read"),
         (["evaluate", "--workdir=nowhere", "--sets=rooting"], "--sets has rooting; fix: use some"),
     ],

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from vmoe.assess import OUTSIDE, chosen_sets
+from vmoe.assess import OUTSIDE, SETS, Subject, chosen_sets
 from vmoe.commands.choices import choices_of
 from vmoe.commands.given import Given, quiet
-from vmoe.demo import evaluate_checkpoint
-from vmoe.overrides import with_overrides
-from vmoe.workdir import read_config
+from vmoe.data import pipeline
+from vmoe.demo import print_report
+from vmoe.evaluate import evaluate
+from vmoe.inference import chosen_model
+from vmoe.use.trained import load_trained
 
 
 def run(given: Given) -> int:
     """Prints the report of the newest sound checkpoint, and the further ones asked for."""
     sets = chosen_sets(given.flags.get("sets", ""))
-    trained = read_config(Path(given.need("workdir", "--workdir=DIR of a run")))
-    config = with_overrides(trained, given.with_workdir).validate()
+    workdir, choices = given.need("workdir", "--workdir=DIR of a run"), choices_of(given)
     quiet()
+    trained = load_trained(workdir, given.overrides)
+    config = trained.config
+    chosen_model(config.model, choices)
+    train_images, images = pipeline.load(config.data)
+    report = evaluate(config, trained.params, images, choices)
+    print(f"step {trained.step} of {workdir}, {choices}")
+    print_report(report, sys.stdout)
     outside = given.flags.get("ood", OUTSIDE)
-    evaluate_checkpoint(config, choices_of(given), sys.stdout, sets, outside)
+    subject = Subject(config, trained.params, train_images, images, outside, choices)
+    for name in sets:
+        print(f"\n{SETS[name](subject)}", end="", flush=True)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmoe import model
+from vmoe.checkpoint import Checkpoints, damage
 from vmoe.config import TrainConfig
 from vmoe.data import pipeline
 from vmoe.errors import UserError
@@ -45,6 +47,8 @@ class Trained:
 def load_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
     """The newest sound checkpoint of a workdir, or the checkpoint at DIR/checkpoints/step_N.
 
+    Newer ones that are damaged are named on stderr.
+
     Raises:
       UserError: if there is no run or no checkpoint, or the weights do not fit the config.
     """
@@ -55,6 +59,7 @@ def load_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
     config = with_overrides(read_config(workdir), overrides).validate()
     shape = read_image_shape(workdir) or pipeline.load(config.data)[0].shape
     checkpoint = files.read(path)
+    _tell_refused(workdir, checkpoint.path)
     leaves = files.weights(checkpoint.leaves)
     if config.optim.average_decay is not None:
         leaves = _averaged(checkpoint.leaves)
@@ -62,6 +67,15 @@ def load_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
     _check_fit(checkpoint.path, config, shape, arrays)
     params = jax.tree.map(jnp.asarray, nested(arrays))
     return Trained(str(path), config, params, shape, int(checkpoint.leaves["step"].read()))
+
+
+def _tell_refused(workdir: Path, used: Path) -> None:
+    checkpoints = Checkpoints(workdir)
+    for path in (checkpoints.path(step) for step in reversed(checkpoints.steps())):
+        if path == used.absolute():
+            return
+        if problem := damage(path):
+            print(f"checkpoint {path} is damaged ({problem}): refused", file=sys.stderr)
 
 
 def _averaged(leaves: Leaves) -> Leaves:

@@ -1,9 +1,13 @@
 """A trained model is the one that was evaluated, whatever the way to name it."""
 
+import shutil
+
 import jax
 import numpy as np
+import pytest
 
 from vmoe.checkpoint import Checkpoints
+from vmoe.cli import main
 from vmoe.state import TrainState, init_state
 from vmoe.use.trained import load_trained
 from vmoe.workdir import read_image_shape
@@ -20,6 +24,38 @@ def test_its_weights_are_those_that_were_evaluated(trained, workdir):
     assert read_image_shape(workdir) == (8, 8, 1)
 
 
-def test_one_checkpoint_of_a_run_by_its_path(workdir):
+def test_one_checkpoint_of_a_run_by_its_path(workdir, capsys):
     earlier = load_trained(Checkpoints(workdir).path(8))
     assert earlier.step == 8
+    assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(workdir, tmp_path, capsys):
+    shutil.copytree(workdir, tmp_path / "run")
+    newest = Checkpoints(tmp_path / "run").path(12)
+    biggest = max((f for f in newest.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+    biggest.write_bytes(biggest.read_bytes()[:-1])
+    assert load_trained(tmp_path / "run").step == 8
+    assert f"checkpoint {newest} is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--config.model.width=16"], "does not fit the config: Encoder/encoder_norm/bias is [8]"),
+        (["--capacity=1,2"], "eval_capacity_factors has 2 entries for 1 MoE blocks"),
+        (["--budget=much"], "--budget=much is no number"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_fit_in_one_line(flags, message, workdir, capsys):
+    assert main(["evaluate", f"--workdir={workdir}", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+def test_evaluate_with_choices(workdir, capsys):
+    assert main(["evaluate", f"--workdir={workdir}", "--capacity=0.5", "--bpr"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"step 12 of {workdir}, capacity 0.5, batch priority"
+    assert out[1].startswith("test accuracy")
