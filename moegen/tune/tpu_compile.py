@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def report(device: Any, case: str, arguments: dict[str, Any], profiles: str) -> dict[str, Any]:
-    """Seconds, bytes and cycles of one program, or the error that the compiler gives."""
+    """Seconds, bytes, cycles and kernels of one program, or the error that the compiler gives."""
     module, _, function = case.partition(":")
     begin = time.perf_counter()
     for file in _files(profiles):
@@ -46,6 +46,7 @@ def report(device: Any, case: str, arguments: dict[str, Any], profiles: str) -> 
             memory.output_size_in_bytes,
             memory.temp_size_in_bytes,
         ],
+        "kernels": str(compiled.as_text()).count('custom_call_target="tpu_custom_call"'),
     }
 
 

@@ -56,7 +56,8 @@ class Job:
 class Compilation:
     """What the compiler says of one program; sizes in bytes, `error` if it refused it.
 
-    `cycles` is None where there is no estimate; `hbm` holds arguments, results and temporaries.
+    `cycles` is None where there is no estimate; `hbm` holds arguments, results and temporaries;
+    `kernels` counts the calls of Pallas kernels in the program.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Compilation:
     seconds: float = 0.0
     cycles: int | None = None
     hbm: tuple[int, int, int] = (0, 0, 0)
+    kernels: int = 0
 
 
 def libtpu_folder() -> Path | None:
