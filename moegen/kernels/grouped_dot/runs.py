@@ -63,7 +63,6 @@ def over_runs(
     like = jax.eval_shape(work, *(a[:block] for a in rows), *(a[0] for a in experts))
     made = [jnp.zeros((rows[0].shape[0], *a.shape[1:]), a.dtype) for a in like[0]]
     summed = [jnp.zeros((sizes.shape[0], *a.shape), a.dtype) for a in like[1]]
-    parts, wholes = [as_bits(a) for a in rows], [as_bits(a) for a in experts]
     out = tuple(as_bits(a) for a in (*made, *summed))
     lengths = run_lengths(rows[0].shape[0] // block, sizes.shape[0])
     count, start, unbroken = runs_of_blocks(sizes // block, lengths)
@@ -75,10 +74,11 @@ def over_runs(
             e = jnp.minimum(jnp.sum(i >= ends), sizes.shape[0] - 1)
             number = i - (ends - count[n])[e]
             at = (start[n, e] + number * lengths[n]) * block
-            mine = [jax.lax.dynamic_slice_in_dim(a, at, lengths[n] * block) for a in parts]
-            its = [jax.lax.dynamic_index_in_dim(a, e, keepdims=False) for a in wholes]
-            given = zip((*mine, *its), (*rows, *experts), strict=True)
-            new, more = work(*(from_bits(a, whole.dtype) for a, whole in given))
+            # XLA on CPU would widen all weights in bfloat16 before the loop; now it widens slices.
+            all_rows, all_experts, e = jax.lax.optimization_barrier((rows, experts, e))
+            mine = [jax.lax.dynamic_slice_in_dim(a, at, lengths[n] * block) for a in all_rows]
+            its = [jax.lax.dynamic_index_in_dim(a, e, keepdims=False) for a in all_experts]
+            new, more = work(*mine, *its)
             first = None if lengths[n] + 1 in lengths else unbroken[n, e] & (number == 0)
             old, totals = out[: len(new)], out[len(new) :]
             return (
@@ -111,7 +111,7 @@ def add_to(
 
 
 def as_bits(a: jax.Array) -> jax.Array:
-    """An array as it is best cut and updated: before jax 0.12, bfloat16 as uint16.
+    """An array as it is best updated: before jax 0.12, bfloat16 as uint16.
 
     XLA on CPU widened all of an array to float32, and narrowed it again, to update a part of it.
     """
