@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{ROWS} rows, {NARROW} x {WIDE}, bf16, {target}: the MXUs need {bound:.0f} cycles\n")
     (dense,) = _compile(target, [Job("dense", _CASE + "dense", _shape(ROWS, NARROW, WIDE))])
     print(f"XLA's dense product   {_fraction(bound, dense.cycles)}\n")
-    for product in PRODUCTS:
+    for product in (p for p in PRODUCTS if p.partition("+")[0] in arguments.products):
         print(f"{'product':<10}{'experts':>8}  {'sizes':<10}{'moegen':>8}{'cycles':>9}{'tile':>12}"
               f"{'megablox':>10}{'cycles':>9}{'tile':>12}")  # fmt: skip
         for experts in (8, 32):
