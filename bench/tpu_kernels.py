@@ -110,8 +110,11 @@ def _lines(target: str, product: str, experts: int, bound: float) -> Iterator[st
         cycles = ours.cycles(pieces(sizes, ours.heights, product == "drhs")) + listing
         line = f"{product:<10}{experts:>8}  {routing:<10}{bound / cycles:>8.3f}{cycles:>9.0f}"
         line += f"{ours.label:>12}"
-        if others:
-            cost, best = min((k.cycles(visits(sizes, k.heights[0])), k.label) for k in others)
+        found = [(k.cycles(visits(sizes, k.heights[0])), k.label) for k in others]
+        if any(cost < bound for cost, _ in found):
+            line += "  its products stand behind branches on data: no estimate"
+        elif found:
+            cost, best = min(found)
             line += f"{bound / cost:>10.3f}{cost:>9.0f}{best:>12}"
         yield line
 
