@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +45,9 @@ class Checkpoint(NamedTuple):
 def _with_suffix(suffix: str) -> Callable[[Path], Path | None]:
     return lambda path: path if path.suffix == suffix and path.is_file() else None
 
+
+AVERAGE = re.compile(r"opt_state/[^/]+/average/(.+)")
+"""Weights of `vmoe.optim.AverageState`."""
 
 FORMATS = (
     Format("numpy archive", _with_suffix(".npz"), npz.read),
@@ -103,5 +107,10 @@ def part(leaves: Leaves, prefix: str) -> Leaves:
 
 
 def weights(leaves: Leaves) -> dict[str, Leaf]:
-    """The model's weights: what is under params/ in a training state, or else everything."""
-    return part(leaves, PARAMS) or leaves
+    """The model's weights by path.
+
+    Of a training state the running average if it keeps one, or else what is under params/; of
+    anything else everything.
+    """
+    averaged = {m[1]: leaf for path, leaf in leaves.items() if (m := AVERAGE.match(path))}
+    return averaged or part(leaves, PARAMS) or leaves

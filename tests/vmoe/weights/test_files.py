@@ -114,3 +114,10 @@ def test_what_is_no_checkpoint(tmp_path):
             files.read(tmp_path / path)
     with pytest.raises(UserError, match=r"cannot tell the format of .*a\.bin; fix: end it in"):
         files.write(tmp_path / "a.bin", {"a": leaf_of(np.ones(2))})
+
+
+def test_a_running_average_comes_before_the_weights_it_is_of():
+    leaves = {"params/head/kernel": "raw", "opt_state/6/average/head/kernel": "mean"}
+    assert files.weights(leaves) == {"head/kernel": "mean"}
+    del leaves["opt_state/6/average/head/kernel"]
+    assert files.weights(leaves) == {"head/kernel": "raw"}

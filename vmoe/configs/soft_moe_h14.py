@@ -1,0 +1,15 @@
+r"""Soft MoE H/14 on JFT-4B, or a data set of your own in its place.
+
+    vmoe train --config=vmoe/configs/soft_moe_h14.py --workdir=runs/soft_moe_h14 \
+      --config.data.tfds_name=NAME --config.model.num_classes=NUMBER
+
+Expected: JFT-4B is not public, so no score can be compared. Not run by this project.
+"""
+
+from vmoe.config import TrainConfig
+from vmoe.configs._soft_moe import soft_moe
+
+
+def get_config() -> TrainConfig:
+    """The run."""
+    return soft_moe("H", 14, steps=2_000_000)
