@@ -85,7 +85,7 @@ def test_devices_work_alone(line, inputs, result):
         ("mul(%x, %y)", "%x: f32[G@data], %y: f32[D@data]", "the mesh axis data appears twice"),
         ('dot(%x, %w, over="D", epilogue=("gelu(acc)",))', "%x: f32[G, D@data], %w: f32[D@data, F]",
          "needs all of D"),
-        ("row_numbers(%x, %x, block=1)", "%x: i32[G@data, S, K]", "needs all of G"),
+        ("positions(%x)", "%x: i32[G, S@data, K]", "needs all of S"),
         ('full(0.5, dims=("D",), dtype="f32", placed=("G@data",))', "%x: f32[D]",
          "cannot place G over data"),
     ],
