@@ -1,4 +1,10 @@
-"""Schedules: the recorded rates, exactly; and the settings that leave no decay."""
+"""Schedules: the recorded rates, exactly; and the settings that leave no decay.
+
+Exactly holds for optimised code, which `.ci/run` tests with the second Python (XLA_FLAGS="").
+Without LLVM's optimisations, as in conftest.py, rsqrt rounds the other way in the last bit.
+"""
+
+import os
 
 import numpy as np
 import pytest
@@ -39,6 +45,7 @@ CASES = {
     "big_vision_rsqrt_nowarm": (1e-3, {"name": "rsqrt", "timescale": 10}),
     "big_vision_rsqrt_nocool": (1e-3, {"name": "rsqrt", "warmup_steps": 10, "timescale": 10}),
 }  # fmt: skip
+IN_A_HURRY = "optimization_level=0" in os.environ.get("XLA_FLAGS", "")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -51,7 +58,10 @@ def test_the_recorded_rates_exactly(name):
         # Past the end of the run the recorded rate is negative; ours is 0 there on purpose.
         assert (recorded[101:] < 0).all()
         recorded = np.maximum(recorded, 0)
-    np.testing.assert_array_equal(ours, recorded)
+    if IN_A_HURRY and "rsqrt" in name:
+        np.testing.assert_array_max_ulp(ours, recorded, maxulp=2)
+    else:
+        np.testing.assert_array_equal(ours, recorded)
 
 
 @pytest.mark.parametrize(
