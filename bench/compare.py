@@ -34,17 +34,14 @@ by one call more."""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this suite's flags to its subcommand."""
     suite.add_arguments(parser, quick="two cells of a small layer: not a result")
-    for name, known in (
-        ("workloads", tuple(WORKLOADS)),
-        ("dtypes", DTYPES),
-        ("routings", ROUTINGS),
-        ("directions", DIRECTIONS),
-        ("rivals", RIVALS),
-    ):
-        parser.add_argument(
-            f"--{name}", type=partial(suite.chosen, name, known), default=known,
-            metavar="NAME,...", help=f"some of {', '.join(known)} (default: all)",
-        )  # fmt: skip
+    suite.add_lists(
+        parser,
+        workloads=tuple(WORKLOADS),
+        dtypes=DTYPES,
+        routings=ROUTINGS,
+        directions=DIRECTIONS,
+        rivals=RIVALS,
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -53,17 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", metavar="tpu-v5e", help="a TPU that is not here: its compiler's cycles"
     )
-    for name, known in (
-        ("workloads", tuple(WORKLOADS)),
-        ("dtypes", DTYPES),
-        ("routings", ROUTINGS),
-        ("products", PRODUCTS),
-        ("kernels", KERNELS),
-    ):
-        parser.add_argument(
-            f"--{name}", type=partial(suite.chosen, name, known), default=known,
-            metavar="NAME,...", help=f"some of {', '.join(known)} (default: all)",
-        )  # fmt: skip
+    suite.add_lists(
+        parser,
+        workloads=tuple(WORKLOADS),
+        dtypes=DTYPES,
+        routings=ROUTINGS,
+        products=PRODUCTS,
+        kernels=KERNELS,
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -55,18 +55,15 @@ HOPELESS = 3.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this suite's flags to its subcommand."""
     suite.add_arguments(parser, quick="four cells of a small layer: not a result")
-    for name, known in (
-        ("workloads", tuple(WORKLOADS)),
-        ("dtypes", DTYPES),
-        ("routings", ROUTINGS),
-        ("capacities", CAPACITIES),
-        ("directions", DIRECTIONS),
-        ("schedules", tuple(SCHEDULES)),
-    ):
-        parser.add_argument(
-            f"--{name}", type=partial(suite.chosen, name, known), default=known,
-            metavar="NAME,...", help=f"some of {', '.join(known)} (default: all)",
-        )  # fmt: skip
+    suite.add_lists(
+        parser,
+        workloads=tuple(WORKLOADS),
+        dtypes=DTYPES,
+        routings=ROUTINGS,
+        capacities=CAPACITIES,
+        directions=DIRECTIONS,
+        schedules=tuple(SCHEDULES),
+    )
     parser.add_argument(
         "--markdown", type=Path, default=None, help="also write floor and auto as one table here"
     )

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -63,15 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a small layer: not a result")
     parser.add_argument("--layers", type=int, default=4, help="layers in the stack (default 4)")
     parser.add_argument("--topology", metavar="v5e:2x2", help="also compile for this TPU")
-    for name, known in (
-        ("workloads", tuple(WORKLOADS)),
-        ("formats", FORMATS),
-        ("experts", tuple(EXPERTS)),
-    ):
-        parser.add_argument(
-            f"--{name}", type=partial(suite.chosen, name, known), default=known,
-            metavar="NAME,...", help=f"some of {', '.join(known)} (default: all)",
-        )  # fmt: skip
+    suite.add_lists(
+        parser,
+        workloads=tuple(WORKLOADS),
+        formats=FORMATS,
+        experts=tuple(EXPERTS),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from bench import allocator, baseline
@@ -28,6 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser, quick: str) -> None:
         "--allocator", choices=("keep", "default"), default="keep",
         help="keep: freed memory stays with the process, for both sides (default)",
     )  # fmt: skip
+
+
+def add_lists(parser: argparse.ArgumentParser, **lists: tuple[str, ...]) -> None:
+    """Add a flag per list, --NAME=A,B: some of its names, all of them by default."""
+    for name, known in lists.items():
+        parser.add_argument(
+            f"--{name}", type=partial(chosen, name, known), default=known,
+            metavar="NAME,...", help=f"some of {', '.join(known)} (default: all)",
+        )  # fmt: skip
 
 
 def chosen(flag: str, known: tuple[str, ...], text: str) -> tuple[str, ...]:
