@@ -36,7 +36,7 @@ class OpDef:
     `arity` is the least and the most number of operands (None: no bound).
     `attributes` are the names of all attributes it may have.
     `elementwise` marks ops that act on each element alone, which any kernel can absorb.
-    `opaque` marks ops whose inside is not known, `moves` those that change a place and no value.
+    `opaque` marks ops whose inside is not known, `moves` those that say where their results are.
     """
 
     name: str = ""

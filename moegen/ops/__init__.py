@@ -13,6 +13,7 @@ from moegen.ops import (
     reduce,
     routing,
     rows,
+    send,
     shape,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "reduce",
     "routing",
     "rows",
+    "send",
     "shape",
 ]

@@ -41,7 +41,8 @@ _CHOICES = Tensor("i32", (GROUP, TOKEN, CHOICE))
 _COUNTS = Tensor("i32", (PARTS, EXPERT))
 
 
-def _check_devices(dims: Dims, devices: int) -> None:
+def check_devices(dims: Dims, devices: int) -> None:
+    """Experts and parts must be shared out evenly."""
     if devices < 1 or dims[EXPERT] % devices or dims[PARTS] % devices:
         raise ShapeError(
             f"{devices} devices cannot share out {EXPERT}={dims[EXPERT]} experts and "
@@ -75,7 +76,7 @@ class PairNumbers(ListOp):
             if tensor(operand) != _CHOICES:
                 raise ShapeError(f"expert and position must be {_CHOICES}, got {operand}")
         define_parts(dims, attrs["parts"])
-        _check_devices(dims, attrs["devices"])
+        check_devices(dims, attrs["devices"])
         dims.define(SENT, attrs["parts"] * attrs["devices"] * pair_rows(dims, attrs["devices"]))
         return (_CHOICES, _COUNTS)
 
@@ -105,6 +106,13 @@ def pair_rows(dims: Dims, devices: int) -> int:
     return groups * min(tokens * choices, experts * capacity)
 
 
+def define_arrivals(dims: Dims, devices: int, arriving: int, block: int) -> None:
+    """Adds the dims of rows that arrive, `arriving` at most on each device, and of their sizes."""
+    padding = min(dims[EXPERT] // devices, arriving) * (block - 1)
+    dims.define(ROWS, dims[PARTS] * math.ceil((arriving + padding) / block) * block)
+    dims.define(GROUP_PARTS, dims[PARTS] // devices)
+
+
 @register
 class SwapParts(ListOp):
     """`swap_parts(x, axes=("expert",), devices=4)`: device j's block i becomes device i's block j.
@@ -121,7 +129,7 @@ class SwapParts(ListOp):
             raise ShapeError(f"needs rows [{SENT}, ...] or {_COUNTS}, got {x}")
         if not attrs["axes"]:
             raise ShapeError("axes=() are no mesh axes")
-        _check_devices(dims, attrs["devices"])
+        check_devices(dims, attrs["devices"])
         return (x,)
 
     def place(
@@ -161,11 +169,8 @@ class Regroup(OpDef):
         devices, block = attrs["devices"], attrs["block"]
         if block < 1 or not attrs["axes"]:
             raise ShapeError(f"block={block}, axes={attrs['axes']}", fix="both are 1 or more")
-        _check_devices(dims, devices)
-        arriving = dims[SENT] // dims[PARTS]
-        padding = min(dims[EXPERT] // devices, arriving) * (block - 1)
-        dims.define(ROWS, dims[PARTS] * math.ceil((arriving + padding) / block) * block)
-        dims.define(GROUP_PARTS, dims[PARTS] // devices)
+        check_devices(dims, devices)
+        define_arrivals(dims, devices, dims[SENT] // dims[PARTS], block)
         sizes = Tensor("i32", (GROUP_PARTS, EXPERT))
         return (Tensor("i32", (ROWS,)), Tensor("i32", (SENT,)), sizes)
 

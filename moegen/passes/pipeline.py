@@ -40,14 +40,14 @@ class Plan:
 
     Attributes:
       layout: where a program's inputs are on the mesh; None for one device.
-      choose: picks the format and the row block for a joint program.
+      choose: picks the format, the row block and the exchange for a joint program.
       decide: picks the kernel of a product.
       share: whether it pays for products to share a loop.
       save: "all" or "least", what the backward is to get from the forward.
     """
 
     layout: Callable[[Program], Layout | None]
-    choose: Callable[[Program], tuple[str, int]]
+    choose: Callable[[Program], tuple[str, int, str]]
     decide: Decide
     share: Share
     save: str = "all"
@@ -66,8 +66,8 @@ def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
     step("differentiate", lambda p: canonicalize(differentiate(p)))
     step("reassociate", lambda p: reassociate(p, plan.save))
     joint = step("shard", lambda p: shard(p, plan.layout(p)))
-    chosen, block = plan.choose(joint)
-    step("choose_format", lambda p: canonicalize(choose_format(p, chosen, block)))
+    stored = plan.choose(joint)
+    step("choose_format", lambda p: canonicalize(choose_format(p, *stored)))
     step("rematerialize", lambda p: rematerialize(p, plan.save))
     step("fuse", fuse)
     step("select_kernels", lambda p: select_kernels(p, plan.decide))

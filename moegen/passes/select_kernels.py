@@ -1,4 +1,4 @@
-"""select_kernels: which kernel runs each product, and with what tile."""
+"""select_kernels: which kernel and tile runs each product, which collective moves rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from moegen.ir.builder import Builder
 from moegen.ir.program import Op, Operand, Program
 from moegen.ir.rewrite import keep, rewrite, set_attrs
 
-KERNEL_OPS = ("dot", "grouped_dot", "grouped_outer", "grouped_sum")
+KERNEL_OPS = ("dot", "grouped_dot", "grouped_outer", "grouped_sum", "send_rows", "return_rows")
 """Ops for which there is a choice, now or on other targets."""
 
 
@@ -30,7 +30,7 @@ Decide = Callable[[Program, Op], KernelChoice]
 
 
 def select_kernels(program: Program, decide: Decide) -> Program:
-    """Writes the decision for every product into its attributes.
+    """Writes the decision for every such op into its attributes.
 
     Args:
       program: with a chosen format.

@@ -37,8 +37,7 @@ def saved_bytes(program: Program, slots: Sequence[Slot]) -> dict[Value, int]:
 def explain_saved(
     joint: Program,
     slots: Sequence[Slot],
-    format: str,
-    block: int,
+    storage: tuple[str, int, str],
     chosen: str,
     layout: Layout | None = None,
 ) -> str:
@@ -47,15 +46,14 @@ def explain_saved(
     Args:
       joint: before any rewrite for memory, with routes.
       slots: where the program's inputs come from.
-      format: how routes are stored.
-      block: rows per block in the sorted format.
+      storage: format, row block and exchange, as `choose_format` takes them.
       chosen: what the schedule asks for.
       layout: where the inputs are on a mesh; bytes are those of all devices together.
     """
     found = {}
     for save in SAVES:
         placed = shard(reassociate(joint, save), layout)
-        stored = canonicalize(choose_format(placed, format, block))
+        stored = canonicalize(choose_format(placed, *storage))
         found[save] = saved_bytes(rematerialize(stored, save), slots)
     values = dict.fromkeys(v for kept in found.values() for v in kept)
     order = sorted(values, key=lambda v: -max(kept.get(v, 0) for kept in found.values()))

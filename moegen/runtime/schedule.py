@@ -9,6 +9,7 @@ import jax
 
 from moegen.errors import ScheduleError, did_you_mean
 from moegen.passes.choose_format import FORMATS
+from moegen.passes.formats.exchanges import EXCHANGES
 from moegen.passes.layout import DEFAULT_AXES, MeshAxes, token_axes
 from moegen.passes.rematerialize import SAVES
 from moegen.tune.choose import KERNELS
@@ -29,6 +30,9 @@ class Schedule:
         about an eighth of an expert's mean load on CPUs, else the target's.
       save: "all" keeps for the backward what it reads; "least" keeps the fewest bytes from which
         that follows without a product, so that activations are computed and rows gathered again.
+      exchange: how sorted rows go to experts on other devices: "blocks" as long as the worst case,
+        "ragged", just the rows there are, or "auto": ragged where the target has a collective for
+        it (TPUs, GPUs).
       target: a name of `moegen.tune.target.TARGETS`, or None for the default JAX device.
       mesh: a jax.sharding.Mesh of devices that share the work, or None for one device; an
         AbstractMesh will do to look at programs and sources.
@@ -45,6 +49,7 @@ class Schedule:
     kernel: str = "auto"
     block: int | None = None
     save: str = "all"
+    exchange: str = "auto"
     target: str | None = None
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None
     axes: Mapping[str, str] | tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -54,6 +59,7 @@ class Schedule:
         _one_of("format", self.format, ("auto", *FORMATS))
         _one_of("kernel", self.kernel, KERNELS)
         _one_of("save", self.save, SAVES)
+        _one_of("exchange", self.exchange, ("auto", *EXCHANGES))
         if self.block is not None and self.block < 1:
             raise ScheduleError(f"block={self.block}", fix="rows per block are 1 or more")
         if self.target is not None:

@@ -51,10 +51,11 @@ class Traced:
         target = self.schedule.resolve_target()
         chosen: list[FormatChoice] = []
 
-        def choose(program: Program) -> tuple[str, int]:
-            choice = pick_format(program, self.schedule.format, self.schedule.block, target)
+        def choose(program: Program) -> tuple[str, int, str]:
+            s = self.schedule
+            choice = pick_format(program, s.format, s.block, target, s.exchange)
             chosen.append(choice)
-            return choice.format, choice.block
+            return choice.format, choice.block, choice.exchange
 
         mesh, owners = self.schedule.mesh_axes(), [slot.owner for slot in self.layer.slots]
         layouts: list[Layout] = []
@@ -123,9 +124,9 @@ class Lowered:
         parts = [f"// after {name}\n{format_program(p)}" for name, p in self.stages.items()]
         parts += [f"// mesh: {note}\n" for note in (self.layout.notes if self.layout else ())]
         parts.append(f"// formats on {self.target.name}\n{self.choice.explain()}\n")
-        stored = (self.choice.format, self.choice.block)
+        stored = (self.choice.format, self.choice.block, self.choice.exchange)
         kept = explain_saved(
-            self.stages["differentiate"], self.slots, *stored, self.schedule.save, self.layout
+            self.stages["differentiate"], self.slots, stored, self.schedule.save, self.layout
         )
         parts.append(f"// kept for the backward\n{kept}\n")
         return "\n".join(parts)

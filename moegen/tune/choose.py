@@ -18,6 +18,9 @@ from moegen.tune.target import Target
 KERNELS = ("auto", *GROUPED_CHOICES)
 """Kernels for grouped products that a Schedule can ask for."""
 
+RAGGED_PLATFORMS = ("tpu", "gpu")
+"""Where XLA has `ragged_all_to_all`; on CPU it is not implemented (jax 0.10 to 0.12)."""
+
 LOOP_BYTES = 9e6
 """Weights and their gradients of one expert up to which products share a loop. With more (A in
 float32, backward: 17 MB) they drive each other out of the cache: 1.55 against 1.44 times the dense
@@ -35,10 +38,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class FormatChoice:
-    """The format that was taken and all that were considered."""
+    """The format that was taken and all that were considered.
+
+    `block` and `exchange` matter to sorted rows: see `choose_format`.
+    """
 
     format: str
     block: int
+    exchange: str
     forced: bool
     candidates: tuple[Candidate, ...]
 
@@ -56,7 +63,9 @@ class FormatChoice:
         return "\n".join(lines)
 
 
-def pick_format(program: Program, format: str, block: int | None, target: Target) -> FormatChoice:
+def pick_format(
+    program: Program, format: str, block: int | None, target: Target, exchange: str = "auto"
+) -> FormatChoice:
     """Estimates every format on the joint program; "auto" takes the cheapest.
 
     Raises:
@@ -68,15 +77,16 @@ def pick_format(program: Program, format: str, block: int | None, target: Target
             f'format "{format}" is unknown', fix=f"use auto or one of {', '.join(FORMATS)}"
         )
     rows = default_block(program, target) if block is None else block
-    found = tuple(_candidate(program, f, rows, target) for f in FORMATS)
+    way = exchange_for(exchange, target)
+    found = tuple(_candidate(program, f, rows, way, target) for f in FORMATS)
     if format != "auto":
-        return FormatChoice(format, rows, True, found)
+        return FormatChoice(format, rows, way, True, found)
     possible = {c.format: c.cost.seconds for c in found if c.cost is not None}
     if not possible:
         raise LoweringError(
             f"@{program.name}: no format can hold it: " + "; ".join(c.refused for c in found)
         )
-    return FormatChoice(min(possible, key=lambda f: possible[f]), rows, False, found)
+    return FormatChoice(min(possible, key=lambda f: possible[f]), rows, way, False, found)
 
 
 def default_block(program: Program, target: Target) -> int:
@@ -108,12 +118,25 @@ def balanced_block(rows: int, experts: int) -> int:
     return min(reversed(blocks), key=lambda block: -(-mean // block) * block)
 
 
-def _candidate(program: Program, format: str, block: int, target: Target) -> Candidate:
+def _candidate(
+    program: Program, format: str, block: int, exchange: str, target: Target
+) -> Candidate:
     try:
-        lowered = choose_format(program, format, block)
+        lowered = choose_format(program, format, block, exchange)
     except MoegenError as error:
         return Candidate(format, None, error.what)
     return Candidate(format, program_cost(lowered, target))
+
+
+def exchange_for(exchange: str, target: Target) -> str:
+    """How sorted rows go to experts on other devices, a name of `EXCHANGES`.
+
+    "auto" is "ragged" where there is a collective for it. Without one every device would have to
+    get the rows of all the others, both ways; blocks are as long only in the worst case.
+    """
+    if exchange != "auto":
+        return exchange
+    return "ragged" if target.platform in RAGGED_PLATFORMS else "blocks"
 
 
 def kernel_for(
@@ -131,6 +154,9 @@ def kernel_for(
     Raises:
       LoweringError: if a kernel is asked for that cannot run the op.
     """
+    if op.name in ("send_rows", "return_rows"):
+        ragged = target.platform in RAGGED_PLATFORMS
+        return KernelChoice("ragged_all_to_all" if ragged else "all_gather", source="target")
     if op.name not in ("grouped_dot", "grouped_outer"):
         return KernelChoice("xla")
     if kernel != "auto":

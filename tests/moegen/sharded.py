@@ -59,13 +59,16 @@ class Case:
     dims: Mapping[str, int] = field(default_factory=dict)
     crowded: bool = False
     save: str = "all"
+    exchange: str = "auto"
 
     def schedule(self) -> mg.Schedule:
         names, shape = tuple(self.mesh), tuple(self.mesh.values())
         auto = (jax.sharding.AxisType.Auto,) * len(names)
         devices = jax.devices()[: int(np.prod(shape))]
         mesh = jax.make_mesh(shape, names, axis_types=auto, devices=devices)
-        return mg.Schedule(format=self.format, mesh=mesh, axes=self.axes, save=self.save)
+        return mg.Schedule(
+            format=self.format, mesh=mesh, axes=self.axes, save=self.save, exchange=self.exchange
+        )
 
     def arrays(self, layer: mg.Layer) -> tuple[Any, ...]:
         """Parameters, tokens and what y is multiplied with; crowded tokens all want expert 0."""
@@ -133,6 +136,13 @@ CASES = {
         {"fsdp": 2, "expert": 4}, format="sorted", sizes=(5, 5, 8, 4), crowded=True,
         router=NOISY.bind(dropless=True), save="least",
     ),
+    "rows straight to their experts, on data, expert and model axes": Case(
+        {"data": 2, "expert": 2, "model": 2}, format="sorted", exchange="ragged"
+    ),
+    "rows straight to experts on two axes, without a capacity, crowded": Case(
+        {"e1": 2, "fsdp": 2, "e2": 2}, format="sorted", sizes=(8, 5, 8, 4), crowded=True,
+        router=NOISY.bind(dropless=True), axes={"e1": "G E", "e2": "G E"}, exchange="ragged",
+    ),
     "sorted rows of each device's own groups": Case(
         {"data": 4, "model": 2}, format="sorted", sizes=(4, 5, 4, 4)
     ),
@@ -167,7 +177,9 @@ def random_cases(draw: st.DrawFn) -> Case:
     router = NOISY.bind(k=draw(st.integers(1, min(experts, 3))))
     sizes = (draw(st.integers(1, 9)), draw(st.integers(1, 6)), experts, 8)
     form = draw(st.sampled_from(("slots", "onehot", "sorted")))
-    return Case(mesh or {"data": 1}, form, router, sizes=sizes, crowded=draw(st.booleans()))
+    exchange = draw(st.sampled_from(("blocks", "ragged")))
+    crowded = draw(st.booleans())
+    return Case(mesh or {"data": 1}, form, router, sizes=sizes, crowded=crowded, exchange=exchange)
 
 
 def random_errors(count: int) -> dict[str, float]:
@@ -178,7 +190,9 @@ def random_errors(count: int) -> dict[str, float]:
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(random_cases())
     def collect(case: Case) -> None:
-        found[f"{dict(case.mesh)} {case.format} {case.sizes} {case.crowded}"] = case.error()
+        found[f"{dict(case.mesh)} {case.format} {case.exchange} {case.sizes} {case.crowded}"] = (
+            case.error()
+        )
 
     collect()
     return found

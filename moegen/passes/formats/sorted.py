@@ -9,8 +9,8 @@ follows from its types alone, so the rewrite holds for any expert and for its ba
 * a per-expert vector beside rows is first copied to each row;
 * elementwise ops, and reductions over a row's own dims, stay as they are.
 
-On a mesh each device has a list of its own groups' rows. Where experts are shared out, rows are
-numbered by the device they go to, and grouped by expert when they arrive (`ops/exchange`).
+On a mesh each device has a list of its own groups' rows. Where experts are shared out, rows travel
+(`exchanges`).
 """
 
 from __future__ import annotations
@@ -28,23 +28,29 @@ from moegen.ir.text import format_op
 from moegen.ir.types import CAPACITY, EXPERT, GROUP, Tensor, placement_of
 from moegen.ops.parts import ROWS, SENT
 from moegen.passes.formats.common import Stores, lower_routes
+from moegen.passes.formats.exchanges import EXCHANGES, Exchange, Number, Shared
 from moegen.passes.formats.numbered import NumberedChoices
 
 SLOT_DIMS = frozenset((GROUP, EXPERT, CAPACITY))
 
 
-def to_sorted(program: Program, block: int = 1) -> Program:
+def to_sorted(program: Program, block: int = 1, exchange: str = "blocks") -> Program:
     """Rewrites routes into row numbers and experts into grouped products.
+
+    Args:
+      program: with routes.
+      block: each expert's rows start at a multiple of this.
+      exchange: how rows go to experts on other devices, a name of `EXCHANGES`.
 
     Raises:
       LoweringError: where an expert mixes the rows of a slot buffer, draws random numbers
         per slot, or is opaque.
     """
     lists: list[_Lists] = []
-    devices = _exchange_axes(program)
+    axes, number = _exchange_axes(program), EXCHANGES[exchange]
 
     def store(b: Builder, op: Op) -> NumberedChoices:
-        stored, made = _store_choices(b, op, block, program, devices)
+        stored, made = _store_choices(b, op, block, program, axes, number)
         lists.append(made)
         return stored
 
@@ -63,21 +69,10 @@ def to_sorted(program: Program, block: int = 1) -> Program:
 
 @dataclass(frozen=True, slots=True)
 class _Lists:
-    """The rows of experts, and the way between them and the rows of tokens.
-
-    Attributes:
-      sizes: rows of each expert.
-      take: where experts are shared out, for each row the one that arrived.
-      back: and for each one that arrived its row.
-      axes: the mesh axes of experts.
-      devices: how many share them.
-    """
+    """The rows of each expert, and where experts are shared out, the way to them."""
 
     sizes: Value
-    take: Value | None = None
-    back: Value | None = None
-    axes: Axes = ()
-    devices: int = 1
+    exchange: Exchange | None = None
 
 
 def _exchange_axes(program: Program) -> Axes:
@@ -91,7 +86,7 @@ def _exchange_axes(program: Program) -> Axes:
 
 
 def _store_choices(
-    b: Builder, op: Op, block: int, program: Program, axes: Axes
+    b: Builder, op: Op, block: int, program: Program, axes: Axes, number: Number
 ) -> tuple[NumberedChoices, _Lists]:
     """Numbers the rows; returns the route and the lists of rows."""
     weight, expert, *priority = op.inputs
@@ -99,37 +94,15 @@ def _store_choices(
     mesh = dict(program.mesh)
     parts = math.prod(mesh[a] for a in placement_of(op.result.type).axes(GROUP))
     if axes:
-        devices = math.prod(mesh[a] for a in axes)
-        return _numbered_by_device(b, weight, expert, position, axes, devices, parts, block)
+        shared = Shared(axes, math.prod(mesh[a] for a in axes), parts, block)
+        stored, exchange = number(b, weight, expert, position, shared)
+        return stored, _Lists(exchange.sizes, exchange)
     split = parts if placement_of(op.result.type).axes(GROUP) else None
     row, sizes = b.emit(
         "row_numbers", expert, position, block=block, parts=split, hints=("row", "sizes")
     )
     source = b.one("invert_slots", row, dims=(ROWS,), hint="source")
     return NumberedChoices(weight, row, source, b.dims[ROWS] // parts), _Lists(sizes)
-
-
-def _numbered_by_device(
-    b: Builder,
-    weight: Value,
-    expert: Value,
-    position: Value,
-    axes: Axes,
-    devices: int,
-    parts: int,
-    block: int,
-) -> tuple[NumberedChoices, _Lists]:
-    """Numbers rows by where they go, and plans the order in which they arrive."""
-    slot, counts = b.emit(
-        "pair_numbers", expert, position, devices=devices, parts=parts, hints=("slot", "counts")
-    )
-    source = b.one("invert_slots", slot, dims=(SENT,), hint="source")
-    arrived = b.one("swap_parts", counts, axes=axes, devices=devices, hint="arrived")
-    take, back, sizes = b.emit(
-        "regroup", arrived, axes=axes, devices=devices, block=block, hints=("take", "back", "sizes")
-    )
-    stored = NumberedChoices(weight, slot, source, b.dims[SENT] // parts)
-    return stored, _Lists(sizes, take, back, axes, devices)
 
 
 class _RowOp:
@@ -173,14 +146,10 @@ class _RowOp:
 
     def exchange(self) -> Value:
         """Rows go to the devices of their experts, or back."""
-        (rows,), lists, hint = self.op.inputs, self.lists[-1], self.op.result.name
-        assert lists.take is not None
-        assert lists.back is not None
-        arriving = SENT in _dims(rows)
-        if not arriving:
-            rows = self.b.one("take_rows", rows, lists.back, hint=hint)
-        moved = self.b.one("swap_parts", rows, axes=lists.axes, devices=lists.devices, hint=hint)
-        return self.b.one("take_rows", moved, lists.take, hint=hint) if arriving else moved
+        (rows,), way, hint = self.op.inputs, self.lists[-1].exchange, self.op.result.name
+        assert way is not None
+        move = way.to_experts if SENT in _dims(rows) else way.to_tokens
+        return move(self.b, rows, hint)
 
     def again(self, *operands: Operand, **changes: object) -> tuple[Value, ...]:
         attrs = {**self.op.attr, **changes}

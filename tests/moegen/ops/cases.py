@@ -532,6 +532,9 @@ CALL = [
 _M = {"G": 2, "E": 2}
 _ONE = {"m": 1}
 _SPLIT = {"x": ("f32[G@m, E]", [[1.0, 2.0], [3.0, 4.0]])}
+_COUNTED = {
+    "G": 1, "S": 3, "K": 1, "E": 2, "C": 3, "Parts": 1, "Sent": 3, "N": 6, "GroupParts": 1
+}  # fmt: skip
 _OWED = ['%p: f32[E] partial@m = sum(%x, over="G")']
 MESH = [
     Case(
@@ -580,6 +583,33 @@ MESH = [
         ["i32[N@m]", "i32[Sent@m]", "i32[GroupParts, E@m]"],
         [[0, 4, 1, 2, 4, 4], [0, 2, 3, 6], [[2, 2]]], mesh=_ONE,
         refused='%counts, axes=("m",), devices=1, block=0', match="block=0",
+    ),
+    Case(  # rows by expert: tokens 1 and 2, then token 0
+        "send_numbers", "%expert, %position, parts=1",
+        {"G": 1, "S": 3, "K": 1, "E": 2, "C": 2, "Parts": 1, "Sent": 3},
+        {"expert": ("i32[G, S, K]", [[[1], [0], [0]]]),
+         "position": ("i32[G, S, K]", [[[0], [0], [1]]])},
+        ["i32[G, S, K]", "i32[Parts, E]"], [[[[2], [0], [1]]], [[2, 1]]],
+        refused="%expert, %position, parts=2", match="G=1 has no 2 equal parts",
+    ),
+    Case(
+        "sent_sizes", '%counts, axes=("m",), devices=1, block=2', _COUNTED,
+        {"counts": ("i32[Parts, E]", [[1, 2]])}, ["i32[GroupParts, E@m]"], [[[2, 2]]], mesh=_ONE,
+        refused='%counts, axes=("m",), devices=1, block=0', match="block=0",
+    ),
+    Case(  # one row of expert 0, two of expert 1, in blocks of 2
+        "send_rows", '%x, %counts, axes=("m",), devices=1, block=2', _COUNTED,
+        {"x": ("f32[Sent@m]", [1.0, 2.0, 3.0]), "counts": ("i32[Parts, E]", [[1, 2]])},
+        ["f32[N@m]"], [[1.0, 0.0, 2.0, 3.0, 0.0, 0.0]], mesh=_ONE, derivative=False,
+        refused='%x, %counts, axes=("n",), devices=1, block=2',
+        match="rows over m are not those of counts over n",
+    ),
+    Case(
+        "return_rows", '%x, %counts, axes=("m",), devices=1, block=2', _COUNTED,
+        {"x": ("f32[N@m]", [1.0, 9.0, 2.0, 3.0, 9.0, 9.0]), "counts": ("i32[Parts, E]", [[1, 2]])},
+        ["f32[Sent@m]"], [[1.0, 2.0, 3.0]], mesh=_ONE, derivative=False,
+        refused='%counts, %counts, axes=("m",), devices=1, block=2',
+        match=r"needs rows \[N, ...\], got i32\[Parts, E\]",
     ),
     Case(
         "take_rows", "%x, %index", {"Sent": 2, "N": 3, "D": 2},
