@@ -89,6 +89,9 @@ def _add_layer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", default="auto", help="auto, onehot, slots or sorted")
     parser.add_argument("--save", default="all", help="all or least, kept for the backward")
+    parser.add_argument(
+        "--exchange", default="auto", help="auto, blocks or ragged: sorted rows between devices"
+    )
     parser.add_argument("--target", help="cpu, tpu_v5e, h100, ...; default: this machine")
     parser.add_argument(
         "--mesh",
@@ -155,7 +158,13 @@ def _lower(args: argparse.Namespace) -> Lowered:
     router = find(args.router, Router, routers).bind(**_settings(args.set))
     expert = find(args.expert, Expert, experts)
     mesh = _mesh(args.mesh)
-    schedule = Schedule(format=args.format, save=args.save, target=args.target, mesh=mesh)
+    schedule = Schedule(
+        format=args.format,
+        save=args.save,
+        exchange=args.exchange,
+        target=args.target,
+        mesh=mesh,
+    )
     sizes, key = _dims(args.dims), not args.deterministic
     return catalogue.lower_example(router, expert, schedule, sizes, key=key)
 

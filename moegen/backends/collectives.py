@@ -112,7 +112,7 @@ def _sent_sizes(e: Emitter, op: Op) -> list[str]:
 
 def _travel(e: Emitter, op: Op) -> list[str]:
     x, counts = (e.name(v) for v in op.inputs)
-    function = ragged.KERNELS[op.attr.get("kernel", "all_gather")][op.name]
+    function = ragged.KERNELS[op.attr["kernel"]][op.name]
     rows = e.size(dims_of(op.result)[0], op.result)
     args = f"{x}, {counts}, {axis_names(op.attr['axes'])}, rows={rows}, block={op.attr['block']}"
     return _set(e, op, f"{e.use(function)}({args})")

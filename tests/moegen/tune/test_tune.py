@@ -6,7 +6,7 @@ import moegen as mg
 from moegen.errors import LoweringError, ScheduleError
 from moegen.ir.parse import parse
 from moegen.ir.types import value_bytes
-from moegen.tune.choose import balanced_block, kernel_for, pick_format
+from moegen.tune.choose import balanced_block, exchange_for, kernel_for, pick_format
 from moegen.tune.cost import op_cost, op_flops, program_cost
 from moegen.tune.target import TARGETS, Target, target_named
 from tests.moegen.programs import lowered, traced
@@ -130,7 +130,7 @@ def test_impossible_formats_are_explained():
 def test_no_format_is_possible(monkeypatch):
     from moegen.tune import choose
 
-    def refuse(program, format, block):
+    def refuse(program, format, block, exchange):
         raise LoweringError(f"not as {format}")
 
     monkeypatch.setattr(choose, "choose_format", refuse)
@@ -243,3 +243,21 @@ def test_ragged_dot_is_refused_where_it_cannot_run(line):
         kernel_for(product, "ragged_dot", CPU, SIZES)
     assert caught.value.fix == 'use Schedule(kernel="auto")'
     assert kernel_for(product, "auto", target_named("tpu"), SIZES).kernel == "blocks"
+
+
+@pytest.mark.parametrize(
+    ("target", "way", "kernel"),
+    [(CPU, "blocks", "all_gather"), (target_named("tpu_v5e"), "ragged", "ragged_all_to_all")],
+)
+def test_rows_travel_by_the_collective_that_a_target_has(target, way, kernel):
+    assert exchange_for("auto", target) == way
+    assert exchange_for("blocks", target) == "blocks"
+    text = """
+moe @send dims(G=1, S=3, K=1, E=2, C=3, Parts=1, Sent=3, N=6, GroupParts=1) mesh(m=1) (
+    %x: f32[Sent@m], %counts: i32[Parts, E]) {
+  %y: f32[N@m] = send_rows(%x, %counts, axes=("m",), devices=1, block=2)
+  return y=%y
+}
+"""
+    (op,) = parse(text).ops
+    assert kernel_for(op, "auto", target, {}).kernel == kernel
