@@ -24,6 +24,7 @@ from vmoe.data import pipeline
 from vmoe.data.pipeline import ImageSet
 from vmoe.data.views import Chosen, Fitted
 from vmoe.errors import UserError
+from vmoe.evaluate import Report, evaluate
 from vmoe.fewshot import PENALTIES, SHOTS, draw_shots, fit
 from vmoe.inference import AS_TRAINED, Choices
 from vmoe.ood import auroc, fpr95
@@ -48,7 +49,7 @@ class Subject:
       train: training images, for few-shot evaluation.
       test: test images.
       outside: the config, by name or file, of the images from outside.
-      choices: how the model is used; features, routing by class and attacks are as trained.
+      choices: how the model is used; features and attacks are as trained.
     """
 
     config: TrainConfig
@@ -57,6 +58,11 @@ class Subject:
     test: ImageSet
     outside: str = OUTSIDE
     choices: Choices = AS_TRAINED
+
+    @cached_property
+    def report(self) -> Report:
+        """Accuracy, loss and what the routers did, on the test images."""
+        return evaluate(self.config, self.params, self.test, self.choices)  # type: ignore[arg-type]
 
     @cached_property
     def outputs(self) -> Outputs:
@@ -134,13 +140,24 @@ def fewshot(subject: Subject) -> str:
 
 
 def routing(subject: Subject) -> str:
-    """For each MoE block: how even the load is, and which classes' patches choose which experts."""
-    counts = expert_class_counts(subject.config, subject.params, subject.test)
+    """For each MoE block: load, dropped and gates, and which experts serve which classes.
+
+    All as the model is used, with its capacity: what finds no place counts as dropped only.
+    """
+    counts = expert_class_counts(subject.config, subject.params, subject.test, subject.choices)
+    report = subject.report
     rows = [
-        (block, f"{evenness(own):.3f}", f"{class_information(own):.3f}")
+        (
+            block,
+            f"{evenness(own):.3f}",
+            f"{report.dropped_in[block]:.2%}",
+            f"{report.gate_entropy[block]:.3f}" if block in report.gate_entropy else "",
+            f"{class_information(own):.3f}",
+        )
         for block, own in counts.items()
     ]
-    parts = [table(("routing", "entropy / log E", "class information, bits"), rows)]
+    header = ("routing", "load entropy", "dropped", "gate entropy", "class information, bits")
+    parts = [table(header, rows)]
     for block, own in counts.items():
         shares = own / np.maximum(own.sum(axis=1, keepdims=True), 1.0)
         header = (f"{block}, %", *(f"e{expert}" for expert in range(own.shape[1])))

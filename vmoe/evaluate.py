@@ -30,8 +30,12 @@ class Report:
       images: how many.
       accuracy: share classified right.
       loss: mean loss per image, without auxiliary losses.
-      dropped: share of (token, choice) pairs without a place, over all MoE blocks; None: dense.
+      dropped: share of (token, choice) pairs without a place, over all MoE blocks; of an
+        expert-choice router, of tokens that no expert took. None: dense.
       load: per MoE block, f64[E], the share of the kept pairs that each expert got.
+      dropped_in: `dropped` of each MoE block.
+      gate_entropy: per MoE block, the mean over tokens of the gates' entropy over log E, where the
+        router reports it.
     """
 
     images: int
@@ -39,6 +43,8 @@ class Report:
     loss: float
     dropped: float | None = None
     load: dict[str, np.ndarray] = field(default_factory=dict)
+    dropped_in: dict[str, float] = field(default_factory=dict)
+    gate_entropy: dict[str, float] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """The single numbers, by name."""
@@ -61,15 +67,19 @@ def evaluate(
         )
         totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
     count = float(totals["images"])
-    load = totals["load"]
-    asked = sum(float(pairs) for pairs in totals["asked"].values())
-    kept = sum(float(per_expert.sum()) for per_expert in load.values())
+    blocks: dict[str, Any] = totals["blocks"]
     return Report(
         images=int(count),
         accuracy=float(totals["right"]) / count,
         loss=float(totals["loss"]) / count,
-        dropped=1.0 - kept / asked if load else None,
-        load={block: own / max(float(own.sum()), 1.0) for block, own in load.items()},
+        dropped=dropped_share(blocks.values()),
+        load={b: own["load"] / max(float(own["load"].sum()), 1.0) for b, own in blocks.items()},
+        dropped_in={block: dropped_share([own]) for block, own in blocks.items()},
+        gate_entropy={
+            block: float(own["entropy"]) / max(float(own["asked"]), 1.0)
+            for block, own in blocks.items()
+            if "entropy" in own
+        },
     )
 
 
@@ -107,21 +117,44 @@ def _batch_sums(
     logits = average(loss, logits, config.ensemble_size)
     losses = LOSSES[loss](logits, targets(batch["labels"], config.num_classes))
     right = jnp.argmax(logits, axis=-1) == batch["labels"]
-    # Soft and expert-choice routers keep no count of choices: nobody chooses, or experts do.
-    reports = {b: r for b, r in routing.items() if isinstance(r, dict) and "load" in r}
     return {
         "images": jnp.sum(mask),
         "right": jnp.sum(right & mask),
         "loss": jnp.sum(jnp.where(mask, losses, 0.0)),
-        "asked": {block: asked_pairs(report) for block, report in reports.items()},
-        "load": {block: jnp.sum(report["load"], axis=0) for block, report in reports.items()},
+        "blocks": counts(routing),
     }
 
 
-def asked_pairs(report: dict[str, jax.Array]) -> jax.Array:
-    """(token, choice) pairs that wanted a place in a block: whole numbers, read off the shares.
+def counts(routing: dict[str, Any]) -> dict[str, dict[str, jax.Array]]:
+    """What the MoE blocks did with a batch, summed over its groups, of a model's metrics.
 
-    A group that asked kept at least one, because a capacity is at least 1.
+    Of each block load f32[E], asked and lost f32[]: choices served per expert, all choices, and
+    those without a place (of an expert-choice router: tokens); and where the router tells it,
+    entropy f32[], times asked. Blocks with a soft router are left out: nobody chooses.
     """
-    kept = jnp.sum(report["load"], axis=-1)
-    return jnp.sum(jnp.round(kept / jnp.maximum(1.0 - report["dropped"], 1e-6)))
+    return {
+        block: _counts(report)
+        for block, report in routing.items()
+        if isinstance(report, dict) and {"load", "asked", "dropped"} <= report.keys()
+    }
+
+
+def _counts(report: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    asked = report["asked"]
+    found = {
+        "load": jnp.sum(report["load"], axis=0),
+        "asked": jnp.sum(asked),
+        "lost": jnp.sum(jnp.round(report["dropped"] * asked)),
+    }
+    if "gate_entropy" in report:
+        found["entropy"] = jnp.sum(report["gate_entropy"] * asked)
+    return found
+
+
+def dropped_share(blocks: Iterable[dict[str, Any]]) -> float | None:
+    """Lost over asked of all blocks together; None if there are none."""
+    lost, asked = 0.0, 0.0
+    found = False
+    for block in blocks:
+        lost, asked, found = lost + float(block["lost"]), asked + float(block["asked"]), True
+    return lost / max(asked, 1.0) if found else None

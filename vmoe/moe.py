@@ -19,7 +19,7 @@ from vmoe.routing import bound_router, init_router, require_mask, router_arrays,
 from vmoe.sharding import current_mesh
 
 Aux = dict[str, jax.Array]
-"""What a router reports, each with the group dim first: losses, load, dropped."""
+"""What a router reports, each with the group dim first: losses, load, asked, dropped."""
 
 
 def init_moe(key: jax.Array, config: MoEConfig, width: int, mlp_dim: int) -> Params:

@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from vmoe import model
+from vmoe.assignment import assignments
 from vmoe.config import TrainConfig
 from vmoe.data.pipeline import ImageSet, evaluation_batches
 from vmoe.errors import UserError
+from vmoe.inference import AS_TRAINED, Choices
 from vmoe.model_config import ModelConfig
-from vmoe.routing import has_setting
 
 
 def expert_class_counts(
-    config: TrainConfig, params: Any, images: ImageSet
+    config: TrainConfig, params: Any, images: ImageSet, choices: Choices = AS_TRAINED
 ) -> dict[str, np.ndarray]:
-    """f64[classes, E] for each MoE block: how often patches of a class's images chose an expert.
+    """f64[classes, E] for each MoE block: how many tokens of a class's images an expert served.
 
-    Choices are counted without a capacity, so that they are an image's own, whatever the batch:
-    every image is a routing group of its own with room for all.
+    A choice without a place is in no count. The images of a routing group share its places, so
+    that what is served of one depends on the others, unless the choices are independent.
 
     Raises:
-      UserError: if there are no MoE blocks, or tokens do not choose in them.
+      UserError: if there are no MoE blocks, or all experts serve every token in them.
     """
-    alone = _one_image_groups(config)
+    if config.model.moe is None:
+        raise UserError("a dense model has no experts; fix: evaluate without the set routing")
     counts: dict[str, np.ndarray] = {}
     for batch in evaluation_batches(images, config.data.eval_batch_size):
-        loads = jax.device_get(_loads(alone, params, batch["images"], batch["mask"]))
+        loads = jax.device_get(
+            _loads(config.model, choices.program, params, batch["images"], batch["mask"],
+                   choices.served)
+        )  # fmt: skip
         for block, load in loads.items():
             total = counts.setdefault(block, np.zeros((images.num_classes, load.shape[1])))
             np.add.at(total, batch["labels"][batch["mask"]], load[batch["mask"]])
     if not counts:
         raise UserError(
-            f'tokens choose no experts with the router "{config.model.moe.router.name}"; fix: '  # type: ignore[union-attr]
+            f'all experts see every token with the router "{config.model.moe.router.name}"; fix: '
             "evaluate without the set routing"
         )
     return counts
@@ -64,20 +68,19 @@ def _entropy(shares: np.ndarray) -> float:
     return float(-np.sum(some * np.log2(some)))
 
 
-def _one_image_groups(config: TrainConfig) -> ModelConfig:
-    moe = config.model.moe
-    if moe is None:
-        raise UserError("a dense model has no experts; fix: evaluate without the set routing")
-    router = moe.router
-    if has_setting(router, "capacity_factor") and not router.dropless:
-        # The factor is relative to an even load: E times that is room for every choice.
-        router = replace(router, eval_capacity_factor=float(moe.num_experts))
-    return replace(config.model, moe=replace(moe, group_images=1, router=router))
-
-
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _loads(
-    config: ModelConfig, params: Any, images: jax.Array, mask: jax.Array
+    config: ModelConfig,
+    choices: Choices,
+    params: Any,
+    images: jax.Array,
+    mask: jax.Array,
+    served: jax.Array | None,
 ) -> dict[str, jax.Array]:
-    _, routing = model.apply(config, params, images, mask=mask)
-    return {b: r["load"] for b, r in routing.items() if isinstance(r, dict) and "load" in r}
+    """For each MoE block f32[B, E]: the tokens of an image, of all members, that an expert saw."""
+    found = assignments(config, choices, params, images, mask, served)
+    return {
+        block: jnp.sum(weights > 0, axis=1).reshape(len(images), -1, weights.shape[-1]).sum(1)
+        for block, (weights, report) in found.items()
+        if "load" in report  # a soft router shows every expert a mixture of all tokens
+    }

@@ -166,7 +166,7 @@ def gradient_norms(grads: Any) -> Metrics:
 
 def _block_scalars(block: str, report: dict[str, jax.Array]) -> Metrics:
     """Of a router's report, the means over groups, and each expert's share of the load f32[E]."""
-    wanted = ("importance_loss", "load_loss", "gshard_loss", "dropped")
+    wanted = ("importance_loss", "load_loss", "gshard_loss", "dropped", "gate_entropy")
     found = {f"{block}/{name}": jnp.mean(report[name]) for name in wanted if name in report}
     if "load" in report:
         load = jnp.sum(report["load"], axis=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 
 import moegen as mg
@@ -15,6 +16,7 @@ def place(
     expert,
     weight,
     mask=None,
+    served=None,
     *,
     k: int,
     capacity_factor: float,
@@ -26,14 +28,16 @@ def place(
 ):
     """Assigns choices [S, K] to the experts' buffers; returns the route and a report.
 
-    Masked tokens take no place. `batch_priority` is False for token order, True or "max" for
+    Masked tokens take no place and are not counted. With `served` bool[S], tokens outside it take
+    none either, and count as dropped. `batch_priority` is False for token order, True or "max" for
     the largest weight first, "sum" for the largest sum of weights first.
     """
     chosen = expert if mask is None else mg.where(mask, expert, -1)
+    placed = chosen if served is None else mg.where(served, chosen, -1)
     if capacity is None and not dropless:
         capacity = mg.capacity(k, capacity_factor, rounding=rounding, multiple_of=multiple_of)
     route = mg.assign(
-        chosen,
+        placed,
         weight,
         capacity=None if dropless else capacity,
         priority=_priority(weight, batch_priority),
@@ -66,9 +70,9 @@ def within_budget(weight, mask, budget):
 
 
 def usage(route, expert):
-    """`load` [E]: choices kept per expert. `dropped`: share of the choices without a slot.
+    """`load` [E]: choices kept per expert. `asked`: all. `dropped`: their share without a slot.
 
-    Choices outside 0..E-1 count in neither; a group without any choice drops 0.
+    Choices outside 0..E-1 count in none of these; a group without any choice drops 0.
     """
     kept = mg.cast(mg.kept(route), "f32")
     valid = mg.cast((expert >= 0) & (expert < mg.size("E")), "f32")
@@ -76,8 +80,24 @@ def usage(route, expert):
     load = mg.dot(kept, mg.one_hot(expert, "E"), over="K")
     return {
         "load": mg.sum(load, over="S"),
+        "asked": asked,
         "dropped": (asked - mg.sum(kept, over="S K")) / mg.maximum(asked, 1.0),
     }
+
+
+def gate_entropy(gates, mask=None, *, over="E", tokens="S"):
+    """Mean over tokens of their gates' entropy, over log E: 0 is sure, 1 is all experts alike.
+
+    Masked tokens do not count. A group of such tokens alone has 0.
+    """
+    gates = mg.stop_gradient(gates)
+    # Times its logarithm a gate of 0 is 0, not NaN.
+    own = mg.sum(gates * mg.log(mg.maximum(gates, 1e-30)), over=over)
+    own = own * (-1.0 / math.log(max(mg.size(over), 2)))
+    if mask is None:
+        return mg.mean(own, over=tokens)
+    real = mg.cast(mask, "f32")
+    return mg.sum(own * real, over=tokens) / mg.maximum(mg.sum(real, over=tokens), 1.0)
 
 
 def weighted_sum(weights, losses):

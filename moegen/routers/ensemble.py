@@ -6,7 +6,7 @@ import jax
 
 import moegen as mg
 from moegen.errors import ShapeError
-from moegen.routers.common import place, weighted_sum
+from moegen.routers.common import gate_entropy, place, weighted_sum
 from moegen.routers.noisy_top_k import add_noise, gshard_loss, importance_loss, load_loss
 
 BY_WIDTH = jax.nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2))
@@ -82,6 +82,8 @@ def ensemble(
     if noisy is not logits:
         losses["load_loss"] = load_loss(logits, noisy, sigma, k, experts="Q", tokens="R")
         weights["load_loss"] = load_loss_weight
+    real = None if mask is None else _by_member(mask, members)
+    report["gate_entropy"] = gate_entropy(gates, real, over="Q", tokens="R M")
     return route, {"auxiliary_loss": weighted_sum(weights, losses), **losses, **report}
 
 

@@ -80,10 +80,10 @@ def select_items(score, capacity, mask=None, weights=None):
 def selection_report(best, token, mask=None):
     """How tokens are spread: per group, over the tokens that are not padding.
 
-    `load` [E] counts the tokens each expert took, `dropped` is the share of tokens that no
-    expert took. num_experts_per_item_{min,max} and ratio_processed_items_by_at_least_{t}_experts
-    (t = 1, 2, 4, ... and E) count experts per token; {min,max}_selected_gate are of the scores
-    `best` [E, C] of the tokens taken.
+    `load` [E] counts the tokens each expert took, `asked` the tokens, `dropped` is the share of
+    them that no expert took. num_experts_per_item_{min,max} and
+    ratio_processed_items_by_at_least_{t}_experts (t = 1, 2, 4, ... and E) count experts per token;
+    {min,max}_selected_gate are of the scores `best` [E, C] of the tokens taken.
     """
     best, experts = mg.stop_gradient(best), mg.size("E")
     taken = best > 0.0
@@ -101,6 +101,7 @@ def selection_report(best, token, mask=None):
     }
     return {
         "load": mg.sum(mg.cast(taken, "f32"), over="C"),
+        "asked": mg.sum(real, over="S"),
         "dropped": mg.sum(mg.cast(count == 0.0, "f32") * real, over="S") / items,
         "num_experts_per_item_min": mg.min(
             count if mask is None else mg.where(mask, count, float(experts)), over="S"

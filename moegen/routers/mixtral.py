@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import moegen as mg
-from moegen.routers.common import balance_loss, place, renormalised, weighted_sum, z_loss
+from moegen.routers.common import (
+    balance_loss,
+    gate_entropy,
+    place,
+    renormalised,
+    weighted_sum,
+    z_loss,
+)
 
 
 @mg.router
@@ -38,4 +45,5 @@ def mixtral(
     )  # fmt: skip
     losses = {"balance_loss": balance_loss(gates, expert), "z_loss": z_loss(logits)}
     weights = {"balance_loss": balance_loss_weight, "z_loss": z_loss_weight}
+    report["gate_entropy"] = gate_entropy(gates, mask)
     return route, {"auxiliary_loss": weighted_sum(weights, losses), **losses, **report}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import moegen as mg
-from moegen.routers.common import place, weighted_sum, within_budget
+from moegen.routers.common import gate_entropy, place, weighted_sum, within_budget
 
 
 @mg.router
@@ -37,10 +37,10 @@ def noisy_top_k(
       w: router weights, no bias.
       key: for the noise. None: no noise and no load loss.
       noise: a recorded standard normal draw that replaces the key's.
-      mask: False for padding; such tokens take no slot and do not count in `load` and
-        `dropped`. The losses do count them: they are for training, which has no padding.
+      mask: False for padding; such tokens take no slot and are not counted. The losses do count
+        them: they are for training, which has no padding.
       budget: the share of its group's tokens that may be served, in 0..1, the same for all tokens
-        of a group. Those with the largest gates are; the others take no slot, as if masked. A
+        of a group. Those with the largest gates are; the others take no slot, and are dropped. A
         run-time value: with dropless=True in the sorted format one program takes less time for
         a smaller one.
       k: experts per token.
@@ -54,8 +54,8 @@ def noisy_top_k(
 
     Returns:
       The route, and per group: the three losses (load_loss only with noise), their weighted
-      sum auxiliary_loss, `load` [E] (choices kept per expert), `dropped` (share of choices
-      without a slot).
+      sum auxiliary_loss, `load` [E] (choices kept per expert), `asked` (choices), `dropped`
+      (share of them without a slot), `gate_entropy` (mean over tokens, 0..1).
 
     Source: arXiv:2106.05974, sections 2, 3 and appendix A; gshard loss: arXiv:2006.16668.
     """
@@ -64,10 +64,9 @@ def noisy_top_k(
     noisy = add_noise(logits, key, noise, sigma)
     gates = mg.softmax(noisy, over="E")
     weight, expert = mg.top_k(gates, k, over="E")
-    if budget is not None:
-        mask = within_budget(weight, mask, budget)
+    served = None if budget is None else within_budget(weight, mask, budget)
     route, report = place(
-        expert, weight, mask, k=k, capacity_factor=capacity_factor, capacity=capacity,
+        expert, weight, mask, served, k=k, capacity_factor=capacity_factor, capacity=capacity,
         multiple_of=multiple_of, rounding=rounding, dropless=dropless,
         batch_priority=batch_priority,
     )  # fmt: skip
@@ -76,6 +75,7 @@ def noisy_top_k(
     if noisy is not logits:
         losses["load_loss"] = load_loss(logits, noisy, sigma, k)
         weights["load_loss"] = load_loss_weight
+    report["gate_entropy"] = gate_entropy(gates, mask)
     return route, {"auxiliary_loss": weighted_sum(weights, losses), **losses, **report}
 
 

@@ -14,6 +14,7 @@ from vmoe.data.images import Images
 from vmoe.data.views import Chosen, Fitted
 from vmoe.errors import UserError
 from vmoe.evaluate import evaluate
+from vmoe.inference import Choices
 from vmoe.model_config import RouterConfig
 from vmoe.specialisation import class_information, evenness, expert_class_counts
 
@@ -72,6 +73,10 @@ def test_a_report_is_a_table(name, lines):
         loss = [float(line.split()[2]) for line in shown[1:]]
         assert error[1] >= error[0]
         assert loss[1] > loss[0]
+    if name == "routing":  # as evaluated: with the capacity, so that some are dropped
+        entropy, dropped = shown[1].split()[1:3]
+        assert dropped == f"{SUBJECT.report.dropped:.2%}" != "0.00%"
+        assert 0 < float(entropy) < 1
     if name == "ood":
         assert 0 <= float(shown[1].split()[1]) <= 1
 
@@ -83,11 +88,15 @@ def test_corruptions_list_every_degree():
     ]
 
 
-def test_choices_are_counted_by_class_and_none_is_dropped():
-    counts = expert_class_counts(CONFIG, PARAMS, SUBJECT.test)
+def test_what_is_served_is_counted_by_class():
     tokens = 5 * 2  # four patches and the class token, for two members with one choice each
-    per_class = np.bincount(SUBJECT.test.labels, minlength=10)
-    np.testing.assert_array_equal(counts["encoderblock_0"].sum(1), tokens * per_class)
+    per_class = tokens * np.bincount(SUBJECT.test.labels, minlength=10)
+    (room,) = expert_class_counts(CONFIG, PARAMS, SUBJECT.test, Choices(dropless=True)).values()
+    np.testing.assert_array_equal(room.sum(1), per_class)
+    (kept,) = expert_class_counts(CONFIG, PARAMS, SUBJECT.test).values()
+    np.testing.assert_allclose(kept.sum(), (1 - SUBJECT.report.dropped) * per_class.sum())
+    assert (kept.sum(1) <= per_class).all()
+    np.testing.assert_allclose(kept.sum(0) / kept.sum(), SUBJECT.report.load["encoderblock_0"])
 
 
 def test_evenness_and_information():

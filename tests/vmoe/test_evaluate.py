@@ -10,6 +10,8 @@ from tests.vmoe.tiny import CONFIG
 from vmoe import model
 from vmoe.data.images import Images
 from vmoe.evaluate import capacity_sweep, evaluate, with_capacity
+from vmoe.inference import Choices, predict
+from vmoe.model_config import RouterConfig
 
 PARAMS = model.init(CONFIG.model, jax.random.key(0), (8, 8, 1))
 
@@ -37,6 +39,10 @@ def test_against_the_model_called_once():
     np.testing.assert_allclose(report.loss, losses.mean(), rtol=1e-5)
     np.testing.assert_allclose(report.dropped, 1 - kept.sum() / (2 * tokens), atol=1e-6)
     np.testing.assert_allclose(report.load["encoderblock_1"], kept / kept.sum(), rtol=1e-6)
+    assert report.dropped_in == {"encoderblock_1": report.dropped}
+    entropy = np.asarray(routing["encoderblock_1"]["gate_entropy"])
+    np.testing.assert_allclose(report.gate_entropy["encoderblock_1"], entropy.mean(), rtol=1e-5)
+    assert 0.5 < entropy.min() < entropy.max() < 1  # an untrained router is not sure
 
 
 @pytest.mark.parametrize("head", ["token", "gap"])
@@ -62,6 +68,22 @@ def test_less_capacity_drops_more():
         assert 0 == dropped[0] < dropped[1] < dropped[2] < 1
     assert rows[0][1].loss == pytest.approx(rows[0][2].loss, rel=1e-5)  # nothing to order
     assert rows[2][1].loss != rows[2][2].loss
+
+
+@pytest.mark.parametrize("budget, served", [(0.0, 0), (0.5, 10), (1.0, 20)])
+def test_what_is_outside_a_budget_is_dropped(budget, served):
+    """Groups of 4 images have 20 tokens, all of which would find a place."""
+    report = evaluate(sized(24), PARAMS, images(), Choices(budget=budget))
+    assert report.dropped == pytest.approx(1 - served / 20)
+
+
+def test_an_expert_choice_router_drops_the_tokens_that_no_expert_takes():
+    router = RouterConfig(name="expert_choice", capacity_factor=0.5, capacity_multiple_of=0)
+    config = replace(CONFIG.model, moe=replace(CONFIG.model.moe, router=router))
+    report = evaluate(sized(8, replace(CONFIG, model=config)), PARAMS, images())
+    _, routing = predict(config, PARAMS, images().images)
+    assert 0 < report.dropped < 1
+    np.testing.assert_allclose(report.dropped, routing["encoderblock_1"]["dropped"].mean())
 
 
 def test_a_dense_model_has_no_routing_to_report():

@@ -9,7 +9,6 @@ from vmoe.commands.choices import choices_of
 from vmoe.commands.given import Given, quiet
 from vmoe.data import pipeline
 from vmoe.demo import print_report
-from vmoe.evaluate import evaluate
 from vmoe.inference import chosen_model
 from vmoe.use.trained import load_trained
 
@@ -23,11 +22,11 @@ def run(given: Given) -> int:
     config = trained.config
     chosen_model(config.model, choices)
     train_images, images = pipeline.load(config.data)
-    report = evaluate(config, trained.params, images, choices)
-    print(f"step {trained.step} of {workdir}, {choices}")
-    print_report(report, sys.stdout)
     outside = given.flags.get("ood", OUTSIDE)
     subject = Subject(config, trained.params, train_images, images, outside, choices)
+    report = subject.report
+    print(f"step {trained.step} of {workdir}, {choices}")
+    print_report(report, sys.stdout)
     for name in sets:
         print(f"\n{SETS[name](subject)}", end="", flush=True)
     return 0

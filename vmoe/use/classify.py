@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vmoe.assignment import read_experts
 from vmoe.ensemble import average
 from vmoe.inference import Choices, predict
-from vmoe.use.experts import read_experts
 from vmoe.use.trained import Trained
 
 

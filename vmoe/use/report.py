@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vmoe.assignment import read_experts
 from vmoe.calibration import calibration_error, nll, reliability
 from vmoe.data import pipeline
 from vmoe.data.pipeline import ImageSet, evaluation_batches
@@ -25,7 +26,6 @@ from vmoe.metrics import JSONL, read_jsonl
 from vmoe.outputs import Outputs, collect
 from vmoe.routing import has_setting
 from vmoe.specialisation import expert_class_counts
-from vmoe.use.experts import read_experts
 from vmoe.use.sweep import BUDGETS, CAPACITIES, settings, sweep
 from vmoe.use.sweep_page import charts
 from vmoe.use.trained import Trained
@@ -80,8 +80,7 @@ def read_records(workdir: Path) -> list[dict[str, Any]]:
 
 
 def curves(records: Sequence[dict[str, Any]]) -> Iterator[Section]:
-    """Loss, accuracy and dropped choices over the steps."""
-    blocks = sorted({name for r in records for name in r if name.endswith("/dropped")})
+    """Loss, accuracy, and what the routers did, over the steps."""
     drawn = [
         line_chart("loss", "step", [
             _course(records, "train", "main_loss", "training"),
@@ -92,9 +91,14 @@ def curves(records: Sequence[dict[str, Any]]) -> Iterator[Section]:
             _course(records, "eval", "accuracy", "test"),
         ], show=percent),
     ]  # fmt: skip
-    if blocks:
-        lines = [_course(records, "train", name, name.split("/")[0]) for name in blocks]
-        drawn.append(line_chart("dropped choices", "step", lines, show=percent))
+    for figure, title, show in (
+        ("dropped", "dropped choices", percent),
+        ("gate_entropy", "entropy of the gates, over log E", "{:.2f}".format),
+    ):
+        names = _by_block(records, figure)
+        if names:
+            lines = [_course(records, "train", name, name.split("/")[0]) for name in names]
+            drawn.append(line_chart(title, "step", lines, show=show))
     drawn.append(
         line_chart("learning rate", "step", [_course(records, "train", "learning_rate", "")])
     )
@@ -103,12 +107,8 @@ def curves(records: Sequence[dict[str, Any]]) -> Iterator[Section]:
 
 def load_over_time(records: Sequence[dict[str, Any]]) -> Iterator[Section]:
     """Each expert's share of the load at every logged step."""
-    blocks = sorted(
-        {name for r in records for name in r if name.endswith("/load")},
-        key=lambda name: int(name.split("/")[0].rpartition("_")[2]),
-    )[-MOST_BLOCKS:]
     maps = []
-    for name in blocks:
+    for name in _by_block(records, "load")[-MOST_BLOCKS:]:
         own = [r for r in records if name in r]
         shares = np.array([r[name] for r in own]).T
         steps = [str(r["step"]) for r in own]
@@ -135,7 +135,8 @@ def classes(trained: Trained, images: ImageSet) -> Iterator[Section]:
         rows, columns = _numbers(len(shares)), _numbers(shares.shape[1])
         maps.append(heat_map(f"{block}: class by expert", shares, rows, columns, show=percent))
     text = (
-        "Each row is a class of test images: where its patches go. Rows that look alike mean that "
+        "Each row is a class of test images: which experts serve its patches, of all that found a "
+        "place. Rows that look alike mean that "
         "the block routes by something else than the class, such as the place or the stroke."
     )
     yield Section("Experts and classes", text, tuple(maps))
@@ -221,6 +222,12 @@ def _seen(trained: Trained, batch: dict[str, np.ndarray], choices: Choices) -> n
     *_, last = found.values()
     seen = np.asarray(last).reshape(len(batch["images"]), -1, *last.shape[1:]) > 0
     return seen.any(axis=(1, 3))
+
+
+def _by_block(records: Sequence[dict[str, Any]], figure: str) -> list[str]:
+    """The names encoderblock_N/FIGURE that are in the records, in the order of the blocks."""
+    names = {name for r in records for name in r if name.endswith(f"/{figure}")}
+    return sorted(names, key=lambda name: int(name.split("/")[0].rpartition("_")[2]))
 
 
 def _course(records: Sequence[dict[str, Any]], kind: str, name: str, label: str) -> Line:

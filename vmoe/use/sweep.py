@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vmoe.data.pipeline import ImageSet, evaluation_batches
 from vmoe.ensemble import average
-from vmoe.evaluate import asked_pairs
+from vmoe.evaluate import counts, dropped_share
 from vmoe.inference import Choices, run
 from vmoe.model_config import ModelConfig
 from vmoe.routing import has_setting, takes_input
@@ -36,7 +35,8 @@ class Row:
       batch_priority: of a capacity.
       accuracy: share of the images classified right.
       loss: mean negative log-likelihood of the right class.
-      dropped: share of the choices asked for that found no place; None: nothing is counted.
+      dropped: share of the choices asked for that were not served, for want of a place or as
+        outside the budget; None: nothing is counted.
       macs: multiply-adds per image, as executed: padding and empty places count.
       milliseconds: per image, the median of `times`.
       times: milliseconds per image of every round.
@@ -180,11 +180,11 @@ class _Cell:
             np.concatenate([o[name][o["mask"]] for o in self._outcomes])
             for name in ("log_p", "labels")
         )
-        kept = {block: sum(o["kept"][block] for o in self._outcomes) for block in self._blocks}
-        asked = sum(sum(o["asked"].values()) for o in self._outcomes) if kept else 0.0
+        blocks = jax.tree.map(lambda *sums: sum(sums), *(o["blocks"] for o in self._outcomes))
         macs = self._static
         if self._by_load:
-            macs += sum(kept[block] * self._row_macs(block) for block in kept) / self._count
+            rows = (own["load"].sum() * self._row_macs(block) for block, own in blocks.items())
+            macs += float(sum(rows)) / self._count
         accuracy, loss = scores(log_p, labels)
         choices = self._choices
         row = Row(
@@ -195,16 +195,12 @@ class _Cell:
             batch_priority=choices.batch_priority,
             accuracy=accuracy,
             loss=loss,
-            dropped=1.0 - float(sum(kept.values()) / max(asked, 1.0)) if kept else None,
+            dropped=dropped_share(blocks.values()),
             macs=float(macs),
             milliseconds=statistics.median(times),
             times=tuple(times),
         )
         return Measured(row, log_p)
-
-    @property
-    def _blocks(self) -> Iterator[str]:
-        return iter(self._outcomes[0]["kept"])
 
     def _row_macs(self, block: str) -> int:
         layers = self._trained.params["Encoder"][block]["Moe"]["Mlp"]
@@ -221,13 +217,11 @@ def _result(
 ) -> dict[str, Any]:
     logits, routing = run(config, choices, params, batch["images"], batch["mask"], served)
     together = average(loss, logits, config.ensemble_size)
-    reports = {b: r for b, r in routing.items() if isinstance(r, dict) and "load" in r}
     return {
         "log_p": jax.nn.log_softmax(together),
         "labels": batch["labels"],
         "mask": batch["mask"],
-        "kept": {block: jnp.sum(report["load"]) for block, report in reports.items()},
-        "asked": {block: asked_pairs(report) for block, report in reports.items()},
+        "blocks": counts(routing),
     }
 
 

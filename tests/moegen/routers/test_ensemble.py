@@ -121,6 +121,7 @@ def test_one_member_is_the_plain_router():
     same, report = layer(with_member, x)
     assert relative_error(same, y) < 1e-6
     np.testing.assert_array_equal(report["load"], aux["load"])
+    np.testing.assert_allclose(report["gate_entropy"], aux["gate_entropy"], rtol=1e-5)
     np.testing.assert_allclose(report["importance_loss"][:, 0], aux["importance_loss"], rtol=1e-6)
 
 
@@ -137,6 +138,10 @@ def test_padding_takes_no_slot():
     y, aux = layer(params, x, mask=mask)
     np.testing.assert_array_equal(y[:, 6:], 0.0)
     np.testing.assert_array_equal(aux["load"].sum(-1), 6.0)
+    gates = jax.nn.softmax(jnp.einsum("gsd,dmq->gsmq", x, params["router"]["w"]))
+    own = jnp.stack([gates[:, s, s % M] for s in range(6)], axis=1)
+    wanted = -(own * jnp.log(own)).sum(-1).mean(-1) / np.log(Q)
+    np.testing.assert_allclose(aux["gate_entropy"], wanted, rtol=1e-5)
 
 
 def test_members_that_do_not_divide_the_experts_are_refused():

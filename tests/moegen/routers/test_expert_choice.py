@@ -110,7 +110,7 @@ def test_counts_by_hand():
     _, report = layer(params, x)
     gate = 1 / (1 + np.exp(-6.0))
     expected = {
-        "load": [[1, 1]], "dropped": [1 / 3],
+        "load": [[1, 1]], "asked": [3], "dropped": [1 / 3],
         "num_experts_per_item_min": [0], "num_experts_per_item_max": [1],
         "min_selected_gate": [gate], "max_selected_gate": [gate],
         "ratio_processed_items_by_at_least_1_experts": [2 / 3],

@@ -57,8 +57,17 @@ def test_a_budget_serves_the_tokens_with_the_largest_gates(budget, served, k):
     whole, _ = run(k=k, dropless=True)
     assert list(np.flatnonzero(np.abs(y[0]).sum(-1))) == served
     np.testing.assert_array_equal(y[0, served], whole[0, served])
-    assert aux["load"].sum() == k * len(served)
-    np.testing.assert_array_equal(aux["dropped"], [0.0])
+    assert (aux["load"].sum(), aux["asked"].sum()) == (k * len(served), 3 * k)
+    np.testing.assert_allclose(aux["dropped"], [1 - len(served) / 3], rtol=1e-6)
+
+
+def test_gate_entropy_is_that_of_real_tokens_relative_to_an_even_choice():
+    gates = np.asarray(jax.nn.softmax(X @ W))[0]
+    wanted = -(gates * np.log2(gates)).sum(-1)  # of two experts log2 is log over log E
+    for mask in (None, jnp.asarray([[False, True, True]])):
+        _, aux = run(k=1, capacity=1, mask=mask)
+        of = wanted if mask is None else wanted[1:]
+        np.testing.assert_allclose(aux["gate_entropy"], [of.mean()], rtol=1e-5)
 
 
 def test_padding_is_served_last_whatever_the_budget():

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vmoe.assignment import read_experts
 from vmoe.cli import main
 from vmoe.data import pipeline
 from vmoe.data.images import BACKGROUND
 from vmoe.inference import Choices, predict
 from vmoe.use.classify import classify
-from vmoe.use.experts import read_experts
 from vmoe.use.files import read_image
 from vmoe.use.grid import experts_of
 

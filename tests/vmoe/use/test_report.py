@@ -31,7 +31,7 @@ def test_every_part_is_there_and_well_formed(html):
         "Patches dropped at low capacity", "Capacity and budget", "Calibration",
     ]  # fmt: skip
     drawings = re.findall(r"<svg.*?</svg>", html, re.S)
-    assert len(drawings) == 4 + 1 + 1 + 4 * 6 + 3 + 2
+    assert len(drawings) == 5 + 1 + 1 + 4 * 6 + 3 + 2
     for drawing in drawings:
         ET.fromstring(drawing)
     assert "<script" not in html
