@@ -27,6 +27,7 @@ commands
         --out writes JSON and a page. Of CHOICES, --k and --independent.
   export --workdir=DIR --out=FILE [--platforms=cpu,tpu,cuda] [CHOICES]
         Write the model as StableHLO, weights inside, for any batch size: jax alone can run it.
+        With --budget=input (or --skip=input) the share is an argument of the program.
   report RUN [--out=FILE] [--rounds=3]
         One HTML page: curves, expert load, experts and classes, dropped patches, capacity curve,
         calibration. Written to RUN/report.html.

@@ -14,9 +14,13 @@ from vmoe.use.classify import probabilities
 from vmoe.use.trained import Trained
 
 PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
+SHARES = ("budget", "skip")
+"""The choices that a program can take when it is called."""
 
 
-def exported(trained: Trained, choices: Choices, platforms: tuple[str, ...]) -> bytes:
+def exported(
+    trained: Trained, choices: Choices, platforms: tuple[str, ...], argument: str | None = None
+) -> bytes:
     """The program u8[b, H, W, channels] -> f32[b, classes], pixels to probabilities.
 
     The batch size b is free. Routing groups are as in training and are run one after the other;
@@ -24,8 +28,10 @@ def exported(trained: Trained, choices: Choices, platforms: tuple[str, ...]) -> 
 
     Args:
       trained: the model; its weights become part of the file.
-      choices: how it is used; a budget is fixed then.
+      choices: how it is used.
       platforms: that the file is for, of PLATFORMS.
+      argument: the choice, of SHARES, that is a second argument f32[] of the program instead; the
+        choices must say some value of it, which does not count. Below 0 and above 1 it is as these.
 
     Raises:
       UserError: if the model cannot follow the choices, or a platform is unknown.
@@ -39,11 +45,16 @@ def exported(trained: Trained, choices: Choices, platforms: tuple[str, ...]) -> 
     chosen_model(trained.config.model, choices)
     (batch,) = export.symbolic_shape("b")
     pixels = jax.ShapeDtypeStruct((batch, *trained.image_shape), jnp.uint8)
-    program = jax.jit(lambda images: _probabilities(trained, choices, images))
-    return bytes(export.export(program, platforms=platforms)(pixels).serialize())
+    given = [pixels] if argument is None else [pixels, jax.ShapeDtypeStruct((), jnp.float32)]
+
+    def program(images: jax.Array, share: jax.Array | None = None) -> jax.Array:
+        served = choices.served if share is None else 1.0 - share if argument == "skip" else share
+        return _probabilities(trained, choices, images, served)
+
+    return bytes(export.export(jax.jit(program), platforms=platforms)(*given).serialize())
 
 
-def _probabilities(trained: Trained, choices: Choices, pixels: jax.Array) -> jax.Array:
+def _probabilities(trained: Trained, choices: Choices, pixels: jax.Array, served: Any) -> jax.Array:
     config = trained.config
     low, high = config.data.value_range
     images = pixels.astype(jnp.float32) * ((high - low) / 255.0) + low
@@ -57,7 +68,7 @@ def _probabilities(trained: Trained, choices: Choices, pixels: jax.Array) -> jax
 
     def one(group: tuple[jax.Array, jax.Array]) -> Any:
         images, mask = group
-        logits, _ = run(config.model, choices, trained.params, images, mask, choices.served)
+        logits, _ = run(config.model, choices, trained.params, images, mask, served)
         return probabilities(config.loss, logits, config.model.ensemble_size)
 
     found = jax.lax.map(

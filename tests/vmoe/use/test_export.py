@@ -34,23 +34,50 @@ def file(workdir, tmp_path_factory):
     return path
 
 
-def test_jax_alone_predicts_the_same_for_any_batch_size(trained, file, tmp_path):
-    """Groups are of 4 images: 6 leave a group half empty."""
-    pixels = np.random.default_rng(3).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
-    (tmp_path / "load.py").write_text(loader() + ONLY_JAX)
+def in_jax_alone(folder, *runs):
+    """What the loader makes of each (program, file, pixels), all in one process without vmoe."""
+    lines = []
+    for number, (program, file, pixels) in enumerate(runs):
+        np.save(folder / f"{number}.in.npy", pixels)
+        arguments = ["load.py", str(file), f"{number}.in.npy", f"{number}.out.npy"]
+        lines.append(f"import sys\nsys.argv = {arguments}\n{program}")
+    (folder / "load.py").write_text("\n".join(lines) + ONLY_JAX)
+    done = subprocess.run(
+        [sys.executable, folder / "load.py"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [np.load(folder / f"{number}.out.npy") for number in range(len(runs))]
+
+
+def classified(trained, pixels, choices):
+    """Groups are of 4 images."""
     images = [pixel.astype(np.float32) * (2 / 255) - 1 for pixel in pixels]
-    for count in (1, 6):
-        np.save(tmp_path / "in.npy", pixels[:count])
-        done = subprocess.run(
-            [sys.executable, tmp_path / "load.py", file, tmp_path / "in.npy", tmp_path / "out.npy"],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found = np.load(tmp_path / "out.npy")
-        choices = Choices(capacity=0.5, batch_priority=True)
-        groups = [images[start : min(start + 4, count)] for start in range(0, count, 4)]
-        wanted = [p.probabilities for group in groups for p in classify(trained, group, choices)]
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+    groups = [images[start : start + 4] for start in range(0, len(images), 4)]
+    return [p.probabilities for group in groups for p in classify(trained, group, choices)]
+
+
+def test_jax_alone_predicts_the_same_for_any_batch_size_and_budget(
+    trained, workdir, file, tmp_path, capsys
+):
+    """6 images leave a group half empty; one file serves two budgets."""
+    flags = [f"--workdir={workdir}", f"--out={tmp_path / 'budget.jax'}", "--budget=input"]
+    assert main(["export", *flags]) == 0
+    assert "takes u8[b, 8, 8, 1] and budget f32[], gives" in capsys.readouterr().out
+    pixels = np.random.default_rng(3).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
+    of_budget = (loader().replace("(images)", f"(images, {b})") for b in (0.3, 0.9))
+    found = in_jax_alone(
+        tmp_path,
+        (loader(), file, pixels[:1]),
+        (loader(), file, pixels),
+        *((program, "budget.jax", pixels[:4]) for program in of_budget),
+    )
+    low = Choices(capacity=0.5, batch_priority=True)
+    wanted = [classified(trained, pixels[:count], low) for count in (1, 6)]
+    wanted += [classified(trained, pixels[:4], Choices(budget=b)) for b in (0.3, 0.9)]
+    for probabilities, right in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(probabilities, right, rtol=1e-4, atol=1e-6)
+    assert np.abs(found[2] - found[3]).max() > 1e-3  # or the budget would say nothing
 
 
 @pytest.mark.parametrize(
@@ -60,9 +87,11 @@ def test_jax_alone_predicts_the_same_for_any_batch_size(trained, file, tmp_path)
         (["--workdir=RUN", "--out=no/where.jax"], "no is no folder; fix: make it first"),
         (["--workdir=RUN", "--out=m.jax", "--platforms=abacus"], "--platforms has abacus; fix: s"),
         (["--workdir=RUN", "--out=m.jax", "--budget=7"], "--budget=7 is no share"),
+        (["--workdir=RUN", "--out=m.jax", "--budget=input", "--skip=input"],
+         "--budget and --skip exclude each other"),
         (["--workdir=nowhere", "--out=m.jax"], "nowhere/config.json cannot be read"),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_is_one_line_and_nothing_is_written(
     flags, message, workdir, tmp_path, monkeypatch, capsys
 ):
