@@ -39,17 +39,10 @@ def print_report(report: Report, out: TextIO = sys.stdout) -> None:
         return
     print(f"tokens dropped  {report.dropped:7.2%}  (of all token-expert pairs)", file=out)
     for block, load in report.load.items():
-        print(f"\nload per expert, {block}{_routed(report, block)}", file=out)
+        print(f"\nload per expert, {block}", file=out)
         for expert, share in enumerate(load):
             bar = "#" * round(BAR * share / max(float(load.max()), 1e-9))
             print(f"  expert {expert}  {share:6.1%}  {bar}", file=out)
-
-
-def _routed(report: Report, block: str) -> str:
-    """What else is known of a block, for people."""
-    entropy = report.gate_entropy.get(block)
-    gates = "" if entropy is None else f", gate entropy {entropy:.2f} of 1"
-    return f"  ({report.dropped_in[block]:.2%} dropped{gates})"
 
 
 def print_sweep(rows: list[tuple[float, Report, Report]], out: TextIO = sys.stdout) -> None:

@@ -9,8 +9,17 @@ from vmoe.commands.choices import choices_of
 from vmoe.commands.given import Given, quiet
 from vmoe.data import pipeline
 from vmoe.demo import print_report
+from vmoe.evaluate import Report
 from vmoe.inference import chosen_model
+from vmoe.table import table
 from vmoe.use.trained import load_trained
+
+
+def routing_table(report: Report) -> str:
+    """What each MoE block drops, and how sure its gates are: 0 of one expert, 1 of none."""
+    entropy = {block: f"{value:.3f}" for block, value in report.gate_entropy.items()}
+    rows = [(b, f"{share:.2%}", entropy.get(b, "")) for b, share in report.dropped_in.items()]
+    return table(("routing", "dropped", "gate entropy"), rows)
 
 
 def run(given: Given) -> int:
@@ -27,6 +36,8 @@ def run(given: Given) -> int:
     report = subject.report
     print(f"step {trained.step} of {workdir}, {choices}")
     print_report(report, sys.stdout)
+    if report.dropped_in:
+        print(f"\n{routing_table(report)}", end="")
     for name in sets:
         print(f"\n{SETS[name](subject)}", end="", flush=True)
     return 0
