@@ -25,6 +25,7 @@ from moegen.kernels.grouped_dot.blocks import grouped_dot_blocks, grouped_outer_
 from moegen.kernels.grouped_dot.ragged import grouped_dot_ragged, grouped_outer_ragged
 from moegen.kernels.grouped_dot.runs import grouped_dot_runs, grouped_outer_runs
 from moegen.tune.choose import balanced_block
+from moegen.tune.product import loads as shared_out
 
 PRODUCTS = ("fwd", "dlhs", "drhs")
 KERNELS = ("runs", "blocks", "ragged_dot")
@@ -170,7 +171,5 @@ def batched_spec(spec: str) -> str:
 
 def loads(load: Workload, routing: str) -> np.ndarray:
     """Rows of each expert, tokens * k in all: equal ones, or in proportion to 1 / rank."""
-    rows, experts = load.tokens * load.k, load.experts
-    weights = np.ones(experts) if routing == "balanced" else 1 / np.arange(1, experts + 1)
-    ends = np.rint(np.cumsum(weights) / weights.sum() * rows).astype(int)
-    return np.diff(ends, prepend=0)
+    ranks = np.arange(1, load.experts + 1)
+    return shared_out(load.tokens * load.k, ranks**0 if routing == "balanced" else 1 / ranks)

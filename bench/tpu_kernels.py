@@ -1,207 +1,211 @@
 """Grouped products for a TPU that is not here: the compiler's estimate of their cycles.
 
-The estimate knows a fixed number of equal steps only. So each height that a kernel computes is
-compiled alone, for 2 and for 4 steps: the difference is a step's cost, the rest what starting and
-ending cost. A case is their sum over the visits that its sizes make, with the listing of these.
-A step waits for its own blocks; that all weights pass through HBM is not in it (docs/kernels.md).
+How a product's cycles follow from the estimate is in `moegen.tune.tpu_cycles`. The cases of issue 4
+come first; the held-out ones have shapes and loads that no tile was chosen by.
 """
 
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
 
-from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, outer_tile
+from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, outer_tile, widths
 from moegen.kernels.grouped_dot.visits import expert_visits, row_visits
+from moegen.tune.pallas_tpu import vmem_for
+from moegen.tune.product import SKEW, Product, loads
 from moegen.tune.target import TARGETS
 from moegen.tune.tpu_compiler import Compilation, Job, compile_for
+from moegen.tune.tpu_cycles import (
+    CASES,
+    Block,
+    Steps,
+    block_of,
+    columns_of,
+    estimate_steps,
+    product_cycles,
+)
 
-ROWS, NARROW, WIDE = 8192, 1024, 4096
-SKEWED = (3000, 100, 2000, 37, 1500, 55, 1000, 500)
 PRODUCTS = ("fwd", "dlhs", "drhs", "fwd+gelu")
 FLOPS_PER_CYCLE = {"tpu_v5e": 131072, "tpu_v6e": 524288}
 """Of the MXUs in bf16: four of 128 x 128, two of 256 x 256, a multiply and an add in each cell."""
 MEGABLOX = ((512, 1024), (256, 1024), (128, 1024), (256, 2048), (128, 2048))
-"""Rows and columns of megablox's tiles that are tried, over the whole contracted width."""
+"""Rows of megablox's tiles that are tried, and columns of the weights where they are 1024 deep."""
+Shape = tuple[int, int, int, int]
+"""Rows, width of a token, hidden width, experts."""
+ISSUE = ((8192, 1024, 4096, 8), (8192, 1024, 4096, 32))
+HELD_OUT = (
+    (3136, 512, 2048, 32),
+    (12544, 768, 3072, 32),
+    (12544, 1024, 4096, 32),
+    (8192, 2048, 1408, 64),
+)
+"""V-MoE-S/32, B/16 and L/16 on 32 images, two choices a token; and many narrow experts."""
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A kernel with a tile for a product.
+class Case:
+    """One product of a shape, with the tile that our kernel takes."""
 
-    `step`: cycles of a step per height; `fixed`: cycles of a call beside its steps.
-    """
+    name: str
+    product: Product
+    tile: tuple[int, ...]
 
-    label: str
-    columns: int
-    heights: tuple[int, ...]
-    step: dict[int, float]
-    fixed: float
+    @property
+    def tall(self) -> int:
+        """Rows of our tile."""
+        return self.tile[self.product.widths]
 
-    def cycles(self, pieces: Counter[int]) -> float:
-        """Of a call that computes so many pieces of each height for each block of columns."""
-        return self.fixed + self.columns * sum(n * self.step[h] for h, n in pieces.items())
+    @property
+    def label(self) -> str:
+        """Our tile: rows by columns, for the gradient of weights rows by both widths."""
+        return "x".join(map(str, (self.tall, *self.tile[: self.product.widths])))
+
+    def blocks(self) -> dict[str, Block]:
+        """Our kernel on one block of columns, and megablox with each tile that is tried."""
+        ours = block_of(self.product, self.tile)
+        if self.name != "fwd+gelu":
+            return {"ours": ours} | dict(self._megablox())
+        given = {name: ours.arguments[name] for name in ("depth", "width", "experts")}
+        return {
+            "ours": Block(CASES + "dot", {**given, "epilogue": "gelu"}, ours.tile, ours.heights)
+        }
+
+    def _megablox(self) -> Iterator[tuple[str, Block]]:
+        p, case = self.product, f"bench.tpu_yardsticks:{self.product.kind}"
+        deep = min(p.depth, 1024) if p.kind == "outer" else p.depth
+        more = {"transposed": True} if p.transposed else {}
+        for tall, columns in MEGABLOX:
+            known = widths(p.width)
+            wide = max([w for w in known if w * deep <= 1024 * columns], default=min(known))
+            arguments = {"depth": deep, "width": wide, "experts": p.experts, **more}
+            yield f"{tall}x{wide}", Block(case, arguments, _TallFirst(deep, wide), (tall,))
 
 
-def sizes_of(experts: int, routing: str) -> np.ndarray:
-    """Rows of each expert: equal, or as in issue 4, a quarter of each four times for 32 experts."""
-    if routing == "balanced":
-        return np.full(experts, ROWS // experts)
-    ends = np.cumsum(np.tile(SKEWED, experts // 8)) * 8 // experts
-    return np.diff(ends, prepend=0)
+@dataclass(frozen=True)
+class _TallFirst:
+    """A tile of megablox: rows, contracted width, columns."""
+
+    deep: int
+    wide: int
+
+    def __call__(self, tall: int) -> tuple[int, ...]:
+        return (tall, self.deep, self.wide)
 
 
-def pieces(sizes: np.ndarray, heights: Sequence[int], outer: bool) -> Counter[int]:
-    """How often each height is computed, visit by visit, as `compute_heights` does."""
-    tall, most, *less = (*heights, *([heights[0]] if len(heights) == 1 else ()))
-    listed = (expert_visits if outer else row_visits)(jnp.asarray(sizes), ROWS, tall)
-    *_, firsts, pasts = (np.asarray(a)[: int(listed[4])] for a in listed[:4])
-    found: Counter[int] = Counter()
-    for first, past in zip(firsts.tolist(), pasts.tolist(), strict=True):
-        needed = past - (first & -16)
-        enough = past == tall if outer else needed > tall - (most - (less[0] if less else 0))
-        if first == 0 and enough:
-            found[tall] += 1
+def cases(shape: Shape, target: str, products: tuple[str, ...]) -> Iterator[Case]:
+    """The products of a shape's up projection, each with the tile that is taken for the target."""
+    rows, narrow, wide, experts = shape
+    vmem, bf16 = vmem_for(TARGETS[target]), "bfloat16"
+    for name in products:
+        if name == "drhs":
+            tile = outer_tile(rows, narrow, wide, experts, bf16, vmem)
+            yield Case(name, Product("outer", rows, narrow, wide, experts, (bf16,)), tile)
             continue
-        left = needed % most
-        rest = left > (less[0] if less else 0)
-        found[most] += needed // most + rest
-        if left and not rest:
-            found[min(h for h in less if h >= left)] += 1
-    return found
+        turned = name == "dlhs"
+        depth, width = (wide, narrow) if turned else (narrow, wide)
+        made = Product("dot", rows, depth, width, experts, (bf16, bf16), transposed=turned)
+        tile = dot_tile(rows, depth, width, experts, made.dtypes, vmem, turned)
+        yield Case(name, made, tile)
 
 
-def visits(sizes: np.ndarray, tall: int) -> Counter[int]:
-    """Of megablox: every tile whole, once for each expert that owns rows of it."""
-    return Counter({tall: int(row_visits(jnp.asarray(sizes), ROWS, tall)[4])})
+def routings(shape: Shape) -> dict[str, np.ndarray]:
+    """Rows of each expert by routing: those of issue 4, and others for the shapes held out."""
+    rows, _, _, experts = shape
+    skewed = np.resize(SKEW, experts) if shape in ISSUE else 1 / np.arange(1, experts + 1)
+    name = "skewed" if shape in ISSUE else "zipf"
+    return {"balanced": loads(rows, np.ones(experts)), name: loads(rows, skewed)}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints a table per product; returns the exit code."""
+    """Prints a table per shape; returns the exit code."""
     target = arguments.target.replace("-", "_")
     if target not in FLOPS_PER_CYCLE:
         known = ", ".join(FLOPS_PER_CYCLE)
         raise ValueError(f'--target "{arguments.target}": cycles are estimated for {known}')
-    bound = 2 * ROWS * NARROW * WIDE / FLOPS_PER_CYCLE[target]
-    print(f"{ROWS} rows, {NARROW} x {WIDE}, bf16, {target}: the MXUs need {bound:.0f} cycles\n")
-    (dense,) = _compile(target, [Job("dense", _CASE + "dense", _shape(ROWS, NARROW, WIDE))])
-    print(f"XLA's dense product   {_fraction(bound, dense.cycles)}\n")
-    for product in (p for p in PRODUCTS if p.partition("+")[0] in arguments.products):
-        print(f"{'product':<10}{'experts':>8}  {'sizes':<10}{'moegen':>8}{'cycles':>9}{'tile':>12}"
-              f"{'megablox':>10}{'cycles':>9}{'tile':>12}")  # fmt: skip
-        for experts in (8, 32):
-            for line in _lines(target, product, experts, bound):
-                print(line, flush=True)
-        print()
+    products = tuple(p for p in PRODUCTS if p.partition("+")[0] in arguments.products)
+    for shape in (*ISSUE, *HELD_OUT):
+        print(table(shape, target, tuple(cases(shape, target, products))), flush=True)
     return 0
 
 
-def _lines(target: str, product: str, experts: int, bound: float) -> Iterator[str]:
-    """One line per routing: our kernel, and megablox at the tile that is its best there."""
-    ours = _ours(target, product, experts)
-    listing = _listing(target, ours, experts)
-    others = _megablox(target, product, experts)
-    for routing in ("balanced", "skewed"):
-        sizes = sizes_of(experts, routing)
-        cycles = ours.cycles(pieces(sizes, ours.heights, product == "drhs")) + listing
-        line = f"{product:<10}{experts:>8}  {routing:<10}{bound / cycles:>8.3f}{cycles:>9.0f}"
-        line += f"{ours.label:>12}"
-        found = [(k.cycles(visits(sizes, k.heights[0])), k.label) for k in others]
-        if any(cost < bound for cost, _ in found):
-            line += "  its products stand behind branches on data: no estimate"
-        elif found:
-            cost, best = min(found)
-            line += f"{bound / cost:>10.3f}{cost:>9.0f}{best:>12}"
-        yield line
+def table(shape: Shape, target: str, todo: tuple[Case, ...]) -> str:
+    """Of one shape: a line per product and routing."""
+    rows, narrow, wide, experts = shape
+    bound = 2 * rows * narrow * wide / FLOPS_PER_CYCLE[target]
+    blocks = {f"{c.name}/{n}": block for c in todo for n, block in c.blocks().items()}
+    steps = estimate_steps(target, blocks, told)
+    plain = _plain(shape, target, {case.tall for case in todo})
+    held = "" if shape in ISSUE else ", held out"
+    lines = [
+        f"{rows} rows, {narrow} x {wide}, {experts} experts, bf16, {target}{held}: "
+        f"the MXUs need {bound:.0f} cycles, XLA's dense product is at {bound / plain['dense']:.3f}",
+        f"{'product':<9} {'sizes':<9}{'moegen':>7}{'cycles':>9}{'tile':>15}"
+        f"{'megablox':>10}{'cycles':>9}{'tile':>11}",
+    ]
+    for case in todo:
+        found = {n: steps[f"{case.name}/{n}"] for n in case.blocks()}
+        if isinstance(refused := found["ours"], str):
+            raise ValueError(f"{case.name} of {shape} does not compile for {target}: {refused}")
+        known = {n: one for n, one in found.items() if not isinstance(one, str)}
+        for routing, sizes in routings(shape).items():
+            listing = plain[f"listing/{case.tall}"]
+            lines.append(_line(case, routing, sizes, known, listing, bound))
+    return "\n".join(lines) + "\n"
 
 
-_CASE = "moegen.tune.tpu_cases:"
+def _line(
+    case: Case,
+    routing: str,
+    sizes: np.ndarray,
+    steps: Mapping[str, Steps],
+    listing: int,
+    bound: float,
+) -> str:
+    """Our kernel with the listing of its visits, and megablox at the tile that is its best here."""
+    cycles = product_cycles(case.product, case.tile, steps["ours"], sizes) + listing
+    text = f"{case.name:<9} {routing:<9}{bound / cycles:>7.3f}{cycles:>9.0f}{case.label:>15}"
+    others = [(_whole(case.product, n, s, sizes), n) for n, s in steps.items() if n != "ours"]
+    if not others:
+        return text
+    best, label = min(others)
+    return text + f"{bound / best:>10.3f}{best:>9.0f}{label:>11}"
 
 
-def _shape(rows: int, depth: int, width: int) -> dict[str, int]:
-    return {"rows": rows, "depth": depth, "width": width}
+def _whole(product: Product, label: str, steps: Steps, sizes: np.ndarray) -> float:
+    """Of megablox: every tile is computed whole, once for each expert that owns rows of it."""
+    tall, wide = map(int, label.split("x"))
+    outer = product.kind == "outer"
+    tile = (min(product.depth, 1024), wide) if outer else (wide,)
+    count = visits(sizes, product.rows, tall, outer)
+    return steps.cycles(Counter({tall: count}), columns_of(product, tile), tall)
 
 
-def _ours(target: str, product: str, experts: int) -> Kernel:
-    """The kernel with the tile that `tiles_tpu` takes, each of its heights compiled alone."""
-    vmem = TARGETS[target].on_chip * 3 // 4
-    bf16 = "bfloat16"
-    if product == "drhs":
-        deep, wide, *heights = outer_tile(ROWS, NARROW, WIDE, experts, bf16, vmem)
-        columns, block, tile = (NARROW // deep) * (WIDE // wide), (deep, wide), [deep, wide]
-        settings = {}
-    else:
-        turned = product == "dlhs"
-        depth, width = (WIDE, NARROW) if turned else (NARROW, WIDE)
-        found = dot_tile(ROWS, depth, width, experts, (bf16, bf16), vmem, turned)
-        wide, *heights = found
-        columns, block, tile = width // wide, (depth, wide), [wide]
-        settings = {"transposed": turned, "epilogue": "gelu" if product == "fwd+gelu" else ""}
-    case = _CASE + ("outer" if product == "drhs" else "dot")
-    jobs = [
-        Job(f"{h}", case, {**_shape(h * n, *block), "experts": experts, "tile": [*tile, h],
-                           "visits": n, **settings})
-        for h in heights
-        for n in (2, 4)
-    ]  # fmt: skip
-    step, fixed = _steps(_compile(target, jobs))
-    return Kernel(f"{heights[0]}x{wide}", columns, tuple(heights), step, fixed[heights[0]])
+def visits(sizes: np.ndarray, rows: int, tall: int, outer: bool) -> int:
+    """How many pairs of a tile and an expert with rows in it there are."""
+    listed = (expert_visits if outer else row_visits)(jnp.asarray(sizes), rows, tall)
+    return int(listed[4])
 
 
-def _listing(target: str, kernel: Kernel, experts: int) -> float:
-    """Cycles that listing the visits takes, before the kernel starts."""
-    arguments = {"rows": ROWS, "experts": experts, "tall": kernel.heights[0]}
-    (found,) = _compile(target, [Job("listing", _CASE + "schedule", arguments)])
-    return float(found.cycles or 0)
-
-
-def _megablox(target: str, product: str, experts: int) -> list[Kernel]:
-    """Of megablox, every tile that compiles; none for what it does not have."""
-    if product == "fwd+gelu":
-        return []
-    found = []
-    for tall, wide in MEGABLOX:
-        depth, width = (WIDE, NARROW) if product == "dlhs" else (NARROW, WIDE)
-        deep = min(depth, 1024) if product == "drhs" else depth
-        cut = min(wide, width) if product != "dlhs" else min(wide // 4, width)
-        case = "bench.tpu_yardsticks:" + ("outer" if product == "drhs" else "dot")
-        more = {"transposed": True} if product == "dlhs" else {}
-        jobs = [
-            Job(f"{tall}", case, {**_shape(tall * n, depth, cut), "experts": experts,
-                                  "tile": [tall, deep, cut], "visits": n, **more})
-            for n in (2, 4)
-        ]  # fmt: skip
-        results = _compile(target, jobs, may_fail=True)
-        if len(results) == len(jobs):
-            step, fixed = _steps(results)
-            found.append(Kernel(f"{tall}x{cut}", width // cut, (tall,), step, fixed[tall]))
+def _plain(shape: Shape, target: str, talls: set[int]) -> dict[str, int]:
+    """Cycles of XLA's own product with one expert's weights, and of listing the visits of tiles."""
+    rows, narrow, wide, experts = shape
+    jobs = [Job("dense", CASES + "dense", {"rows": rows, "depth": narrow, "width": wide})]
+    for tall in sorted(talls):
+        arguments = {"rows": rows, "experts": experts, "tall": tall}
+        jobs.append(Job(f"listing/{tall}", CASES + "schedule", arguments))
+    found = {}
+    for result in compile_for(target, jobs):
+        told(result)
+        if result.cycles is None:
+            raise ValueError(f"{result.name} has no estimate for {target}: {result.error}")
+        found[result.name] = result.cycles
     return found
 
 
-def _steps(results: Iterable[Compilation]) -> tuple[dict[int, float], dict[int, float]]:
-    """Cycles of a step and of the rest, by height, from runs of two and of four steps."""
-    seen: dict[int, list[int]] = {}
-    for result in results:
-        seen.setdefault(int(result.name), []).append(result.cycles or 0)
-    step = {h: (four - two) / 2 for h, (two, four) in seen.items()}
-    return step, {h: two - 2 * step[h] for h, (two, _) in seen.items()}
-
-
-def _compile(target: str, jobs: Sequence[Job], may_fail: bool = False) -> list[Compilation]:
-    """Compiles with a line of progress; a program that is refused is an error unless it may be."""
-    done = []
-    for result in compile_for(target, jobs):
-        print(f"  {result.name}: {result.error or result.cycles}", file=sys.stderr)
-        if not result.error:
-            done.append(result)
-        elif not may_fail:
-            raise ValueError(f"{result.name} does not compile for {target}: {result.error}")
-    return done
-
-
-def _fraction(bound: float, cycles: int | None) -> str:
-    return f"{bound / cycles:.3f}{cycles:>9}" if cycles else "no estimate"
+def told(result: Compilation) -> None:
+    """A line of progress."""
+    print(f"  {result.name}: {result.error or result.cycles}", file=sys.stderr, flush=True)

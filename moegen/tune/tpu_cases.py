@@ -81,6 +81,41 @@ def outer(
     return fixed, [*shapes, *[_struct((visits,), "int32")] * 4]
 
 
+def steps(
+    kind: str,
+    rows: int,
+    depth: int,
+    width: int,
+    experts: int,
+    tile: Sequence[int],
+    visits: int,
+    dtypes: Sequence[str],
+    reads: int = 0,
+    transposed: bool = False,
+) -> Case:
+    """A `moegen.tune.product.Product` for a fixed number of visits.
+
+    Its epilogue is stood for by one that adds all it reads and stores the sum as every result.
+    """
+    lists = [_struct((visits,), "int32")] * 4
+    if kind == "outer":
+        return outer(rows, depth, width, experts, tile, dtypes[0], visits)
+    dtype, read, made = dtypes[0], dtypes[1 : 1 + reads], dtypes[1 + reads :]
+    weights = (experts, width, depth) if transposed else (experts, depth, width)
+
+    def epilogue(acc: jax.Array, *extra: jax.Array) -> tuple[jax.Array, ...]:
+        return (sum(extra, acc),) * len(made)
+
+    def call(x: Any, w: Any, a: Any, b: Any, c: Any, d: Any, *extra: Any) -> Any:
+        return dot_of_visits(
+            (a, b, c, d, visits), x, w, *extra, tile=tuple(tile), transposed=transposed,
+            epilogue=epilogue, dtypes=tuple(made), whole=True,
+        )  # fmt: skip
+
+    extra = [_struct((rows, width), given) for given in read]
+    return call, [_struct((rows, depth), dtype), _struct(weights, dtype), *lists, *extra]
+
+
 def schedule(rows: int, experts: int, tall: int) -> Case:
     """What is computed from the sizes before a kernel can start."""
     return lambda sizes: row_visits(sizes, rows, tall), [_struct((experts,), "int32")]

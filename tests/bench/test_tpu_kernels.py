@@ -1,53 +1,49 @@
-"""The pieces that a case's cycles are summed over are the ones the kernel computes."""
+"""The table of cycles: what is compiled for it, and what a case's cycles are summed over."""
 
-from collections import Counter
-
-import numpy as np
 import pytest
 
 from bench import tpu_kernels
 from bench.__main__ import main
-
-
-def test_balanced_sizes_are_whole_tiles():
-    sizes = tpu_kernels.sizes_of(8, "balanced")
-    assert tpu_kernels.pieces(sizes, (1024, 512, 256), False) == Counter({1024: 8})
-    assert tpu_kernels.pieces(sizes, (512, 256), True) == Counter({512: 16})
-
-
-def test_skewed_sizes_are_computed_in_parts_of_16_rows_and_more():
-    for experts in (8, 32):
-        assert tpu_kernels.sizes_of(experts, "skewed").sum() == tpu_kernels.ROWS
-    found = tpu_kernels.pieces(tpu_kernels.sizes_of(8, "skewed"), (512, 256, 128, 64, 32), False)
-    rows = sum(height * n for height, n in found.items())
-    assert tpu_kernels.ROWS <= rows < 1.1 * tpu_kernels.ROWS
-    assert sum(found.values()) >= 16 + 7
-
-
-def test_a_shared_tile_by_hand():
-    """Rows 0..40 and 40..64 of a tile of 64 rows: 32 and a rest of 8; from row 32 on, 32."""
-    sizes = np.array([40, 24, 0, tpu_kernels.ROWS - 64])
-    found = tpu_kernels.pieces(sizes, (64, 32, 16), False)
-    assert found == Counter({64: 127, 32: 2, 16: 1})
+from bench.tpu_kernels import HELD_OUT, ISSUE, PRODUCTS
+from moegen.tune.tpu_compiler import Compilation
 
 
 def test_megablox_computes_a_shared_tile_for_each():
-    sizes = tpu_kernels.sizes_of(8, "skewed")
-    assert tpu_kernels.visits(sizes, 512) == Counter({512: 16 + 7})
+    sizes = tpu_kernels.routings(ISSUE[0])["skewed"]
+    assert tpu_kernels.visits(sizes, 8192, 512, False) == 16 + 7
 
 
-def test_cycles_are_steps_and_the_rest():
-    kernel = tpu_kernels.Kernel("", 2, (64, 32), {64: 100.0, 32: 60.0}, 7.0)
-    assert kernel.cycles(Counter({64: 3, 32: 1})) == 7 + 2 * 360
+@pytest.mark.parametrize("shape", [*ISSUE, *HELD_OUT])
+def test_every_case_has_a_tile_and_all_rows(shape):
+    for case in tpu_kernels.cases(shape, "tpu_v5e", PRODUCTS):
+        blocks = case.blocks()
+        assert len(blocks) > 1 or case.name == "fwd+gelu"
+        assert blocks["ours"].heights[0] == case.tall
+    assert all(sizes.sum() == shape[0] for sizes in tpu_kernels.routings(shape).values())
+
+
+def test_a_table_of_steps_that_cost_a_cycle_a_row(monkeypatch):
+    """megablox computes 23 tiles of 512 rows where ours computes little more than its rows."""
+
+    def compile_for(target, jobs):
+        for job in jobs:
+            yield Compilation(job.name, cycles=job.arguments["rows"])
+
+    monkeypatch.setattr(tpu_kernels, "compile_for", compile_for)
+    monkeypatch.setattr("moegen.tune.tpu_cycles.compile_for", compile_for)
+    todo = tuple(tpu_kernels.cases(ISSUE[0], "tpu_v5e", ("fwd", "fwd+gelu")))
+    lines = tpu_kernels.table(ISSUE[0], "tpu_v5e", todo).splitlines()
+    assert [line.split()[:2] for line in lines[2:]] == [
+        ["fwd", "balanced"], ["fwd", "skewed"], ["fwd+gelu", "balanced"], ["fwd+gelu", "skewed"],
+    ]  # fmt: skip
+    balanced, skewed = (line.split()[2:] for line in lines[2:4])
+    blocks, listing = 4096 // 1024, 8192
+    assert int(balanced[1]) == blocks * 8192 + listing
+    assert balanced[2:] == ["1024x1024", f"{524288 / 16384:.3f}", "16384", "128x2048"]
+    assert blocks * 8192 < int(skewed[1]) - listing < 1.1 * blocks * 8192
+    assert int(skewed[4]) == 2 * 128 * (64 + 7)  # every border is inside a tile of 128
 
 
 def test_a_target_without_an_estimate(capsys):
     assert main(["kernels", "--target=tpu-v4"]) == 2
     assert "cycles are estimated for tpu_v5e, tpu_v6e" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("routing", ["balanced", "skewed"])
-def test_outer_pieces_cover_all_rows(routing):
-    sizes = tpu_kernels.sizes_of(32, routing)
-    found = tpu_kernels.pieces(sizes, (256, 128, 64, 32), True)
-    assert sum(height * n for height, n in found.items()) >= tpu_kernels.ROWS

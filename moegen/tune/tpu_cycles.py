@@ -1,0 +1,141 @@
+"""Cycles of a grouped product on a TPU that is not here, from its compiler's estimate of steps.
+
+The estimate knows a fixed number of equal steps only. So each height that a kernel computes is
+compiled alone, for 2 and for 4 steps: the difference is a step's cost, the rest what starting and
+ending cost. A product is their sum over the visits that the sizes of its experts make.
+A step waits for its own blocks; that all weights pass through HBM is not in it (docs/kernels.md).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from moegen.kernels.grouped_dot.visits import expert_visits, row_visits
+from moegen.tune.product import Product
+from moegen.tune.tpu_compiler import Compilation, Job, compile_for
+
+CASES = "moegen.tune.tpu_cases:"
+FEW, MORE = 2, 4
+Told = Callable[[Compilation], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A kernel on one block of columns, whose steps are to be estimated.
+
+    Attributes:
+      case: "module:function", as of a `Job`.
+      arguments: all but rows, tile and visits.
+      tile: for a height.
+      heights: that may be computed, the tallest first.
+    """
+
+    case: str
+    arguments: Mapping[str, Any]
+    tile: Callable[[int], tuple[int, ...]]
+    heights: tuple[int, ...]
+
+    def jobs(self, name: str) -> list[Job]:
+        """Each height for a few steps and for more."""
+        return [
+            Job(f"{name} {h} {n}", self.case, {
+                **self.arguments, "rows": h * n, "tile": self.tile(h), "visits": n,
+            })
+            for h in self.heights
+            for n in (FEW, MORE)
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Cycles by height: of a step, and of a call beside its steps."""
+
+    step: Mapping[int, float]
+    fixed: Mapping[int, float]
+
+    def cycles(self, pieces: Counter[int], columns: int, tall: int) -> float:
+        """Of a call with tiles of that height, so many pieces for each block of columns."""
+        return self.fixed[tall] + columns * sum(n * self.step[h] for h, n in pieces.items())
+
+
+def estimate_steps(
+    target: str, blocks: Mapping[str, Block], told: Told = lambda result: None
+) -> dict[str, Steps | str]:
+    """For each block by name its steps, or the reason that the compiler gives.
+
+    Args:
+      target: one of `tpu_compiler.ESTIMATED`.
+      blocks: what to compile, by names without blanks.
+      told: of every program as it is compiled.
+
+    Raises:
+      TuneError: without libtpu.
+    """
+    jobs = [job for name, block in blocks.items() for job in block.jobs(name)]
+    seen: dict[str, dict[tuple[int, int], int]] = {name: {} for name in blocks}
+    refused: dict[str, str] = {}
+    for result in compile_for(target, jobs):
+        told(result)
+        name, height, visits = result.name.split()
+        if result.cycles is None:
+            refused.setdefault(name, result.error or "the compiler has no estimate")
+        else:
+            seen[name][int(height), int(visits)] = result.cycles
+    return {name: refused.get(name) or steps_of(seen[name]) for name in blocks}
+
+
+def steps_of(cycles: Mapping[tuple[int, int], int]) -> Steps:
+    """From the cycles of runs, by height and number of steps."""
+    heights = {h for h, _ in cycles}
+    step = {h: (cycles[h, MORE] - cycles[h, FEW]) / (MORE - FEW) for h in heights}
+    return Steps(step, {h: cycles[h, FEW] - FEW * step[h] for h in heights})
+
+
+def block_of(product: Product, tile: Sequence[int]) -> Block:
+    """One block of columns of a product with a tile of `grouped_dot_tpu` or `grouped_outer_tpu`."""
+    block, heights = tuple(tile[: product.widths]), tuple(tile[product.widths :])
+    deep, wide = block if product.kind == "outer" else (product.depth, *block)
+    arguments = {
+        "kind": product.kind, "depth": deep, "width": wide, "experts": product.experts,
+        "dtypes": product.dtypes, "reads": product.reads, "transposed": product.transposed,
+    }  # fmt: skip
+    return Block(CASES + "steps", arguments, lambda height: (*block, height), heights)
+
+
+def columns_of(product: Product, tile: Sequence[int]) -> int:
+    """Blocks of the result that a kernel goes through one after the other."""
+    sizes = (product.depth, product.width) if product.kind == "outer" else (product.width,)
+    return int(np.prod([-(-size // part) for size, part in zip(sizes, tile, strict=False)]))
+
+
+def product_cycles(product: Product, tile: Sequence[int], steps: Steps, sizes: np.ndarray) -> float:
+    """Of a whole product; `sizes`: rows of each expert."""
+    heights = tuple(tile[product.widths :])
+    found = pieces(sizes, product.rows, heights, product.kind == "outer")
+    return steps.cycles(found, columns_of(product, tile), heights[0])
+
+
+def pieces(sizes: np.ndarray, rows: int, heights: Sequence[int], outer: bool) -> Counter[int]:
+    """How often each height is computed, visit by visit, as `compute_heights` does."""
+    tall, most, *less = (*heights, *(heights if len(heights) == 1 else ()))
+    listed = (expert_visits if outer else row_visits)(jnp.asarray(sizes), rows, tall)
+    *_, firsts, pasts = (np.asarray(a)[: int(listed[4])] for a in listed[:4])
+    found: Counter[int] = Counter()
+    for first, past in zip(firsts.tolist(), pasts.tolist(), strict=True):
+        needed = past - (first & -16)
+        enough = past == tall if outer else needed > tall - (most - (less[0] if less else 0))
+        if first == 0 and enough:
+            found[tall] += 1
+            continue
+        left = needed % most
+        rest = left > (less[0] if less else 0)
+        found[most] += needed // most + rest
+        if left and not rest:
+            found[min(h for h in less if h >= left)] += 1
+    return found
