@@ -3,10 +3,12 @@
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from bench import allocator, baseline
+from bench.handover import handover_ns
 from bench.plot import write_html
 from bench.report import Row, check_folder, table, write_json
 from bench.timing import check_rounds
@@ -81,8 +83,18 @@ def measure_all(todo: Mapping[str, Measure], rounds: int) -> dict[str, list[Row]
     try:
         for number, (key, measure) in enumerate(todo.items(), 1):
             print(f"[{number}/{len(todo)}] {key}", file=sys.stderr, flush=True)
-            results[key] = measure(rounds)
+            before = handover_ns()
+            results[key] = _noted(measure(rounds), before, handover_ns())
             print(table(key, results[key]), flush=True)
     except KeyboardInterrupt:
         print(f"interrupted: {len(results)} of {len(todo)} cells are done", file=sys.stderr)
     return results
+
+
+def _noted(rows: list[Row], before: float | None, after: float | None) -> list[Row]:
+    """The rows, with how far apart the cores were in the note of the yardstick."""
+    if before is None or after is None:
+        return rows
+    first, *others = rows
+    note = f"{first.note}, cores {before:.1f}..{after:.1f} ns apart".lstrip(", ")
+    return [replace(first, note=note), *others]

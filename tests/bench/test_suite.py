@@ -22,11 +22,19 @@ def arguments(*flags: str) -> argparse.Namespace:
     return parser.parse_args(["--allocator=default", *flags])
 
 
-def test_each_cell_is_shown_as_it_comes(capsys):
+def test_each_cell_is_shown_as_it_comes(capsys, monkeypatch):
+    monkeypatch.setattr(suite, "handover_ns", lambda: None)
     assert suite.measure_all({"one": lambda rounds: ROWS}, 3) == {"one": ROWS}
     printed = capsys.readouterr()
     assert "[1/1] one" in printed.err
     assert "1.20..1.80" in printed.out
+
+
+def test_the_yardstick_says_how_far_apart_the_cores_were(monkeypatch):
+    found = iter((1.5, 3.44))
+    monkeypatch.setattr(suite, "handover_ns", lambda: next(found))
+    rows = suite.measure_all({"one": lambda rounds: ROWS}, 3)["one"]
+    assert [row.note for row in rows] == ["cores 1.5..3.4 ns apart", ""]
 
 
 def test_ctrl_c_writes_what_is_done_and_says_so(tmp_path: Path, capsys):
