@@ -12,11 +12,14 @@ from typing import Any, NamedTuple
 import jax
 
 from vmoe.errors import RunError, UserError
+from vmoe.processes import first_says, is_first, lost_another, meet
 
 MANIFEST = "manifest.json"
 DATA_POSITION = "data_position.json"
 TREE = "state"
 UNFINISHED = ".unfinished-"
+NONE, UNSOUND = -1, -2
+"""Instead of a step: there is no checkpoint, or none that is sound."""
 
 
 class Restored(NamedTuple):
@@ -58,31 +61,49 @@ class Checkpoints:
     def save(self, step: int, state: Any, data_position: Any) -> Path:
         """Writes a checkpoint under a temporary name, renames it, and removes the oldest.
 
+        Of several processes each writes its own parts of the state into the folder, which all
+        share; the first one renames it when all have.
+
         Raises:
           RunError: if it cannot be written; the earlier checkpoints are as they were.
         """
         unfinished = self.folder / f"{UNFINISHED}{self.path(step).name}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left_by_a_killed_run in self.folder.glob(f"{UNFINISHED}*"):
-                _remove(left_by_a_killed_run)
-            unfinished.mkdir()
+            if is_first():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for left_by_a_killed_run in self.folder.glob(f"{UNFINISHED}*"):
+                    _remove(left_by_a_killed_run)
+                unfinished.mkdir()
+            meet(f"step {step} has a folder")
             _write_tree(unfinished / TREE, state)
-            _write(unfinished / DATA_POSITION, json.dumps(data_position))
-            _write(unfinished / MANIFEST, json.dumps(describe(unfinished), indent=1))
-            # One that is already there was refused, or the run would have gone on from it.
-            _remove(self.path(step))
-            unfinished.rename(self.path(step))
-            _sync(self.folder)
+            meet(f"step {step} is written")
+            if is_first():
+                self._finish(step, unfinished, data_position)
+            meet(f"step {step} is saved")
         except Exception as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            if lost_another(error):
+                raise  # what is unfinished is removed by the next save
+            if is_first():
+                shutil.rmtree(unfinished, ignore_errors=True)
             raise RunError(self._failure(step, error)) from error
+        return self.path(step)
+
+    def _finish(self, step: int, unfinished: Path, data_position: Any) -> None:
+        """Gives a checkpoint its name once all of it is there, and removes the oldest."""
+        _write(unfinished / DATA_POSITION, json.dumps(data_position))
+        _write(unfinished / MANIFEST, json.dumps(describe(unfinished), indent=1))
+        # One that is already there was refused, or the run would have gone on from it.
+        _remove(self.path(step))
+        unfinished.rename(self.path(step))
+        _sync(self.folder)
         for old in self.steps()[: -self.keep]:
             _remove(self.path(old))
-        return self.path(step)
 
     def restore(self, like: Any) -> Restored | None:
         """The newest sound checkpoint, as a tree of the structure and shapes of `like`.
+
+        Arrays are placed as those of `like` are, whatever processes and devices wrote them. Of
+        several processes the first one looks which checkpoint is sound, and all read that one.
 
         Returns:
           None if there is no checkpoint at all.
@@ -90,18 +111,27 @@ class Checkpoints:
         Raises:
           UserError: if there are checkpoints and none is sound.
         """
+        found, refused = self._newest_sound() if is_first() else (NONE, [])
+        step = first_says(found)
+        if step == NONE:
+            return None
+        if step == UNSOUND:
+            what = refused[0] if refused else f"a checkpoint in {self.folder} is damaged"
+            raise UserError(
+                f"{what} and there is no sound one before it; fix: start in another workdir"
+            )
+        state, position = self._read(step, like)
+        return Restored(step, state, position, refused)
+
+    def _newest_sound(self) -> tuple[int, list[str]]:
+        """Its step, or NONE or UNSOUND; and what is wrong with the newer ones."""
         refused: list[str] = []
         for step in reversed(self.steps()):
             problem = damage(self.path(step))
             if problem is None:
-                state, position = self._read(step, like)
-                return Restored(step, state, position, refused)
+                return step, refused
             refused.append(f"checkpoint {self.path(step)} is damaged ({problem})")
-        if refused:
-            raise UserError(
-                f"{refused[0]} and there is no sound one before it; fix: start in another workdir"
-            )
-        return None
+        return (UNSOUND if refused else NONE), refused
 
     def _read(self, step: int, like: Any) -> tuple[Any, Any]:
         path = self.path(step)

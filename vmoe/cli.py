@@ -13,7 +13,9 @@ usage: vmoe COMMAND [FLAGS]
 
 commands
   train --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
-        Train. Started again in the same workdir, it goes on from the last checkpoint.
+        [--coordinator=HOST:PORT --num_processes=N --process_id=I | --coordinator=auto]
+        Train. Started again in the same workdir, it goes on from the last checkpoint. Given to N
+        processes, I from 0 to N - 1, it is one run on the devices of all; auto asks the cluster.
   evaluate --workdir=DIR [--sets=NAMES] [--ood=CONFIG] [CHOICES]
            [--config.FIELD=VALUE ...]
         Evaluate the last checkpoint of a run on its test images. NAMES are some of calibration,
@@ -122,7 +124,7 @@ CHOICE_SWITCHES = ("bpr", "dropless", "independent")
 """Flags of the commands that use a trained model; `vmoe.commands.choices` reads them."""
 
 COMMANDS = {
-    "train": Command(("config", "workdir")),
+    "train": Command(("config", "workdir", "coordinator", "num_processes", "process_id")),
     "evaluate": Command(("workdir", "sets", "ood", *CHOICES), switches=CHOICE_SWITCHES),
     "predict": Command(("workdir", "top", "out", *CHOICES), ("IMAGE...",), CHOICE_SWITCHES),
     "sweep": Command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from vmoe.config import TrainConfig
 from vmoe.data.images import Images
@@ -18,6 +20,7 @@ from vmoe.ensemble import average
 from vmoe.inference import AS_TRAINED, Choices, chosen_model, run
 from vmoe.losses import LOSSES, targets
 from vmoe.model_config import ModelConfig
+from vmoe.sharding import everywhere, image_parts, on_mesh, own_images, place_batch
 
 FACTORS = (2.0, 1.0, 0.5, 0.25)
 
@@ -53,18 +56,29 @@ class Report:
 
 
 def evaluate(
-    config: TrainConfig, params: Any, images: Images, choices: Choices = AS_TRAINED
+    config: TrainConfig,
+    params: Any,
+    images: Images,
+    choices: Choices = AS_TRAINED,
+    mesh: Mesh | None = None,
 ) -> Report:
     """Runs the model on every image; images that fill up the last batch take no buffer places.
+
+    On a mesh every process reads the images of its own devices, and all have the whole report.
 
     Raises:
       UserError: if the model cannot follow the choices; see `vmoe.inference`.
     """
     totals: Any = None
-    for batch in evaluation_batches(images, config.data.eval_batch_size):
-        sums = jax.device_get(
-            _batch_sums(config.model, choices.program, config.loss, params, batch, choices.served)
-        )
+    size = config.data.eval_batch_size
+    # Filled up so that devices have equal parts, of whole routing groups of the same images.
+    whole = math.lcm(image_parts(mesh), config.model.moe.group_images if config.model.moe else 1)
+    filled = -(-size // whole) * whole
+    own = None if mesh is None else own_images(mesh, filled)
+    static = config.model, choices.program, config.loss, mesh
+    for batch in evaluation_batches(images, size, own):
+        placed = place_batch(mesh, batch, filled)
+        sums = jax.device_get(_batch_sums(*static, params, placed, choices.served))
         totals = sums if totals is None else jax.tree.map(np.add, totals, sums)
     count = float(totals["images"])
     blocks: dict[str, Any] = totals["blocks"]
@@ -103,26 +117,29 @@ def capacity_sweep(
     ]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _batch_sums(
     config: ModelConfig,
     choices: Choices,
     loss: str,
+    mesh: Mesh | None,
     params: Any,
     batch: dict[str, jax.Array],
     served: jax.Array | None,
 ) -> Any:
     mask = batch["mask"]
-    logits, routing = run(config, choices, params, batch["images"], mask, served)
+    with on_mesh(mesh):
+        logits, routing = run(config, choices, params, batch["images"], mask, served)
     logits = average(loss, logits, config.ensemble_size)
     losses = LOSSES[loss](logits, targets(batch["labels"], config.num_classes))
     right = jnp.argmax(logits, axis=-1) == batch["labels"]
-    return {
+    sums = {
         "images": jnp.sum(mask),
         "right": jnp.sum(right & mask),
         "loss": jnp.sum(jnp.where(mask, losses, 0.0)),
         "blocks": counts(routing),
     }
+    return everywhere(mesh, sums)
 
 
 def counts(routing: dict[str, Any]) -> dict[str, dict[str, jax.Array]]:

@@ -55,6 +55,16 @@ class MetricWriter:
         os.replace(shorter, path)
 
 
+class Unwritten:
+    """Takes what a MetricWriter takes and writes nothing: for all processes but the first."""
+
+    def write(self, step: int, kind: str, values: Mapping[str, float | list[float]]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a metrics file; a last line that a killed run left unfinished is skipped."""
     for line in path.read_text(encoding="utf-8").splitlines():

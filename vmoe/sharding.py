@@ -41,11 +41,16 @@ def make_mesh(axes: MeshAxes) -> Mesh | None:
     """The mesh of a run, of the first devices there are; None for no axes.
 
     Raises:
-      UserError: if there are fewer devices.
+      UserError: if there are fewer devices, or some of another process would have nothing to do.
     """
     if not axes:
         return None
     wanted, there = math.prod(size for _, size in axes), jax.devices()
+    if wanted != len(there) and jax.process_count() > 1:
+        raise UserError(
+            f"mesh={axes} has {wanted} devices, the {jax.process_count()} processes have "
+            f"{len(there)}; fix: a mesh of all of them, or none, for one axis data of all"
+        )
     if wanted > len(there):
         raise UserError(
             f"mesh={axes} needs {wanted} devices, there are {len(there)}; fix: a smaller mesh, or "
@@ -53,6 +58,11 @@ def make_mesh(axes: MeshAxes) -> Mesh | None:
         )
     devices = np.array(there[:wanted]).reshape([size for _, size in axes])
     return Mesh(devices, [name for name, _ in axes], axis_types=(AxisType.Auto,) * len(axes))
+
+
+def spanning(axes: MeshAxes) -> MeshAxes:
+    """The axes; where several processes were given none, one that shares out the images to all."""
+    return axes if axes or jax.process_count() == 1 else (("data", jax.device_count()),)
 
 
 @contextlib.contextmanager
@@ -70,24 +80,57 @@ def current_mesh() -> Mesh | None:
     return _MESH.get()
 
 
-def place_batch(mesh: Mesh | None, batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch with every device's images on it.
+def image_parts(mesh: Mesh | None) -> int:
+    """How many parts a mesh cuts a batch into."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in _image_axes(mesh))
+
+
+@functools.cache
+def own_images(mesh: Mesh | None, images: int) -> np.ndarray:
+    """The images of a batch, i64 by their places in it, that devices of this process hold.
 
     Raises:
       UserError: if the images have no equal parts.
     """
     if mesh is None:
-        return batch
-    axes = tuple(axis for axis in IMAGE_AXES if axis in mesh.axis_names)
-    parts = math.prod(mesh.shape[axis] for axis in axes)
-    images = len(next(iter(batch.values())))
-    if images % parts:
+        return np.arange(images)
+    if images % image_parts(mesh):
+        axes, parts = ", ".join(_image_axes(mesh)), image_parts(mesh)
         raise UserError(
-            f"a batch of {images} images has no {parts} equal parts for the mesh axes "
-            f"{', '.join(axes)}; fix: data.batch_size={-(-images // parts) * parts}"
+            f"a batch of {images} images has no {parts} equal parts for the mesh axes {axes}; "
+            f"fix: data.batch_size={-(-images // parts) * parts}"
         )
-    place = NamedSharding(mesh, PartitionSpec(axes))
-    return {name: _place(array, place) for name, array in batch.items()}
+    parts_here = _image_place(mesh).addressable_devices_indices_map((images,)).values()
+    return np.unique(np.concatenate([np.arange(images)[part] for (part,) in parts_here]))
+
+
+def place_batch(
+    mesh: Mesh | None, batch: dict[str, Any], images: int | None = None
+) -> dict[str, Any]:
+    """A batch with every device's images on it.
+
+    Args:
+      mesh: of the run.
+      batch: arrays with the `own_images` of this process first.
+      images: of the batch on all processes together; None: there is one process.
+
+    Raises:
+      UserError: as `own_images`.
+    """
+    if mesh is None:
+        return batch
+    images = len(next(iter(batch.values()))) if images is None else images
+    own, place = own_images(mesh, images), _image_place(mesh)
+
+    def placed(array: Any) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> Any:
+            start, stop, _ = index[0].indices(images)
+            first = int(np.searchsorted(own, start))  # a device's images are all here, in a row
+            return array[first : first + stop - start]
+
+        return jax.make_array_from_callback((images, *array.shape[1:]), place, part)
+
+    return {name: placed(np.asarray(array)) for name, array in batch.items()}
 
 
 def place_state(mesh: Mesh | None, state: Any) -> Any:
@@ -95,6 +138,13 @@ def place_state(mesh: Mesh | None, state: Any) -> Any:
     if mesh is None:
         return state
     return jax.tree.map(_place, state, state_places(mesh, state))
+
+
+def everywhere(mesh: Mesh | None, tree: Any) -> Any:
+    """Within a compiled function: every device, so every process, has all of the results."""
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def keep_places(mesh: Mesh | None, state: Any) -> Any:
@@ -109,6 +159,14 @@ def state_places(mesh: Mesh, state: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, _spec(mesh, path, leaf)), state
     )
+
+
+def _image_axes(mesh: Mesh) -> tuple[str, ...]:
+    return tuple(axis for axis in IMAGE_AXES if axis in mesh.axis_names)
+
+
+def _image_place(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(_image_axes(mesh)))
 
 
 def _spec(mesh: Mesh, path: tuple[Any, ...], leaf: Any) -> PartitionSpec:

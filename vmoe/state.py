@@ -23,7 +23,7 @@ from vmoe.losses import LOSSES, targets, training_loss
 from vmoe.mixup import mixup
 from vmoe.optim import make_optimizer, weights_to_evaluate
 from vmoe.schedules import make_schedule
-from vmoe.sharding import keep_places, make_mesh, on_mesh
+from vmoe.sharding import everywhere, keep_places, make_mesh, on_mesh
 
 Metrics = dict[str, jax.Array]
 
@@ -116,7 +116,7 @@ def _compiled_step(config: TrainConfig) -> TrainStep:
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         metrics |= gradient_norms(grads)
         after = TrainState(state.step + 1, params, opt_state, state.key)
-        return keep_places(mesh, after), metrics
+        return keep_places(mesh, after), everywhere(mesh, metrics)
 
     return jax.jit(step, donate_argnums=0)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, TextIO
 
@@ -16,9 +17,10 @@ from vmoe.data import pipeline
 from vmoe.data.images import Images
 from vmoe.errors import RunError, UserError
 from vmoe.evaluate import evaluate
-from vmoe.metrics import MetricWriter, Progress, origin
+from vmoe.metrics import MetricWriter, Progress, Unwritten, origin
+from vmoe.processes import first_signal, is_first
 from vmoe.routing import check_router
-from vmoe.sharding import make_mesh, place_batch, place_state
+from vmoe.sharding import make_mesh, own_images, place_batch, place_state, spanning
 from vmoe.start import start_from
 from vmoe.state import TrainState, init_state, make_train_step
 from vmoe.workdir import open_workdir
@@ -46,6 +48,8 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
       UserError: settings, files or a workdir that cannot be used; nothing is written then.
       RunError: a value that is not finite, or a checkpoint that cannot be written.
     """
+    config = replace(config, mesh=spanning(config.mesh))
+    out = out if is_first() else io.StringIO()
     train_images, test_images = pipeline.load(config.data)
     state = _new_state(config.validate(), train_images)
     if config.init_from.path and not Checkpoints(config.workdir).steps():
@@ -53,7 +57,9 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
         print(line, file=out)
     mesh = make_mesh(config.mesh)
     state = place_state(mesh, state)
-    batches = pipeline.training_batches(train_images, config.data, config.seed)
+    size = config.data.batch_size
+    own = None if mesh is None else own_images(mesh, size)
+    batches = pipeline.training_batches(train_images, config.data, config.seed, own)
     workdir = open_workdir(config, train_images.shape)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
 
@@ -68,18 +74,23 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
 
     train_step = make_train_step(config)
     progress = Progress(config.steps, config.data.batch_size, out, start)
-    log = Log(config, MetricWriter(workdir, start), progress, checkpoints)
+    writer = MetricWriter(workdir, start) if is_first() else Unwritten()
+    log = Log(config, writer, progress, checkpoints)
+
+    def evaluated(state: TrainState) -> dict[str, float]:
+        return evaluate(config, state.evaluated, test_images, mesh=mesh).scalars()
+
     saved = start
     with Interrupt() as interrupt:
         for step in range(start + 1, config.steps + 1):
-            state, metrics = train_step(state, place_batch(mesh, next(batches)))
+            state, metrics = train_step(state, place_batch(mesh, next(batches), size))
             log.add(step, metrics)
-            last = step == config.steps or interrupt.signal is not None
+            last = step == config.steps or interrupt.stops(step, config.log_every)
             if last or step % config.log_every == 0:
                 log.flush()
             if config.eval_every and step % config.eval_every == 0 and not last:
                 log.flush()
-                log.evaluation(step, evaluate(config, state.evaluated, test_images).scalars())
+                log.evaluation(step, evaluated(state))
             if last or step % config.checkpoint.every == 0:
                 log.flush()  # raises before a state that is not finite could be saved
                 checkpoints.save(step, tuple(state), batches.get_state())
@@ -87,13 +98,13 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
             if last:
                 break
     if saved == config.steps and start < config.steps:
-        log.evaluation(saved, evaluate(config, state.evaluated, test_images).scalars())
+        log.evaluation(saved, evaluated(state))
     log.close()
     for kind, images in (("training", train_images), ("test", test_images)):
         tell_skipped(kind, images, out)
-    if interrupt.signal is not None and saved < config.steps:
+    if interrupt.stopped_by is not None and saved < config.steps:
         print(f"stopped at step {saved}, saved; the same command goes on from there", file=out)
-        return Outcome(state, test_images, interrupt.signal)
+        return Outcome(state, test_images, interrupt.stopped_by)
     return Outcome(state, test_images)
 
 
@@ -112,7 +123,7 @@ class Log:
     def __init__(
         self,
         config: TrainConfig,
-        writer: MetricWriter,
+        writer: MetricWriter | Unwritten,
         progress: Progress,
         checkpoints: Checkpoints,
     ):
@@ -173,6 +184,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.stopped_by: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -185,6 +197,14 @@ class Interrupt:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+
+    def stops(self, step: int, every: int) -> bool:
+        """Whether the run ends with this step; several processes agree every `every` steps."""
+        if jax.process_count() == 1:
+            self.stopped_by = self.signal
+        elif step % every == 0:
+            self.stopped_by = first_signal(self.signal)
+        return self.stopped_by is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

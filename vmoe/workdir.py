@@ -12,6 +12,7 @@ from typing import Any
 from vmoe.config import TrainConfig
 from vmoe.errors import UserError
 from vmoe.overrides import bind
+from vmoe.processes import is_first, meet
 
 CONFIG = "config.json"
 IMAGES = "images.json"
@@ -32,16 +33,28 @@ def open_workdir(config: TrainConfig, image_shape: Sequence[int] | None = None) 
     """Creates config.workdir with the config in it, or checks the one that is there against it.
 
     The shape (height, width, channels) of the images is kept beside it, so that the model can be
-    used where its data is not.
+    used where its data is not. Of several processes the first writes, and all must see it.
 
     Raises:
-      UserError: if it cannot be written, or holds a run with other settings (named).
+      UserError: if it cannot be written, holds a run with other settings (named), or is another
+        folder for another process.
     """
     if not config.workdir:
         raise UserError("workdir is not set; fix: --workdir=DIR")
     workdir = Path(config.workdir)
     if (workdir / CONFIG).exists():
         _check_same(read_config(workdir), config)
+    if is_first():
+        _create(workdir, config, image_shape)
+    meet("the workdir is there")
+    if not (workdir / CONFIG).exists():
+        raise UserError(
+            f"workdir {workdir} is not seen by every process; fix: a folder that all machines share"
+        )
+    return workdir
+
+
+def _create(workdir: Path, config: TrainConfig, image_shape: Sequence[int] | None) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _write_json(workdir / CONFIG, dataclasses.asdict(config))
@@ -51,7 +64,6 @@ def open_workdir(config: TrainConfig, image_shape: Sequence[int] | None = None) 
         raise UserError(
             f"workdir {workdir} cannot be written: {error.strerror}; fix: another --workdir"
         ) from None
-    return workdir
 
 
 def read_config(workdir: Path) -> TrainConfig:

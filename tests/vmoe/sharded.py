@@ -1,7 +1,8 @@
-"""Training on several host devices, in a process of its own: prints the losses of each step.
+"""Training on several devices and processes, for test_sharded and test_processes.
 
-`python -m tests.vmoe.sharded FOLDER` trains one run on one device, and one on eight of which the
-last steps are resumed on another mesh, and prints both as one JSON object.
+As a config: `vmoe train --config=tests/vmoe/sharded.py` is the small run that they train. As a
+program, `python -m tests.vmoe.sharded FOLDER`: goes on with the run in FOLDER/many on one process
+and another mesh, trains as many steps on one device, and prints both as one JSON object.
 """
 
 from __future__ import annotations
@@ -13,24 +14,25 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.vmoe.tiny import CONFIG
+from vmoe.checkpoint import Checkpoints
 from vmoe.config import CheckpointConfig, OptimConfig, ScheduleConfig, TrainConfig
 from vmoe.train import train
 
-MESH = (("data", 2), ("expert", 2), ("model", 2))
-OTHER_MESH = (("fsdp", 2), ("expert", 2))
-STEPS = 5
-BEFORE = 3
-"""Steps on the first mesh."""
+OTHER_MESH = (("fsdp", 2), ("model", 2))
+EVERY = 3
+"""Steps between checkpoints and evaluations."""
+MORE = 2
+"""Steps on the other mesh."""
 
 
-def config(workdir: Path) -> TrainConfig:
+def get_config() -> TrainConfig:
     """Four groups of two images; a rate that does not depend on how long the run is."""
     assert CONFIG.model.moe is not None
     model = replace(CONFIG.model, moe=replace(CONFIG.model.moe, group_images=2))
     return replace(
-        CONFIG, workdir=str(workdir), model=model, steps=STEPS,
+        CONFIG, model=model, eval_every=EVERY,
         optim=OptimConfig(schedule=ScheduleConfig(name="constant"), clip_norm=1.0),
-        checkpoint=CheckpointConfig(every=BEFORE),
+        checkpoint=CheckpointConfig(every=EVERY),
     )  # fmt: skip
 
 
@@ -41,13 +43,14 @@ def losses(workdir: Path) -> list[dict[str, float]]:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    train(config(folder / "one"), io.StringIO())
-    many = config(folder / "many")
-    train(replace(many, mesh=MESH, steps=BEFORE), io.StringIO())
+    saved = Checkpoints(folder / "many").steps()[-1]
+    config = replace(get_config(), steps=saved + MORE)
+    train(replace(config, workdir=str(folder / "one")), io.StringIO())
     told = io.StringIO()
-    train(replace(many, mesh=OTHER_MESH), told)
+    train(replace(config, workdir=str(folder / "many"), mesh=OTHER_MESH), told)
     print(json.dumps({
-        "one": losses(folder / "one"), "many": losses(folder / "many"), "told": told.getvalue(),
+        "saved": saved, "told": told.getvalue(),
+        "one": losses(folder / "one"), "many": losses(folder / "many"),
     }))  # fmt: skip
 
 

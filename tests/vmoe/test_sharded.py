@@ -1,40 +1,70 @@
-"""A run on eight devices, resumed on a mesh of four, has the losses of a run on one."""
+"""A run on two processes, killed and gone on with on one, has the losses of one device."""
 
 import json
-import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import pytest
 
-from tests.moegen.sharded import FLAGS
-from tests.vmoe.sharded import BEFORE, STEPS
+from tests.vmoe import several
+from tests.vmoe.sharded import EVERY, MORE
 from tests.vmoe.tiny import CONFIG
+from vmoe.checkpoint import Checkpoints
 from vmoe.errors import UserError
+from vmoe.processes import LOST, SILENCE
 from vmoe.sharding import current_mesh, make_mesh, on_mesh, place_batch, state_places
 from vmoe.state import init_state
 
-ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
 """float32, summed in another order, five steps on."""
 
 
-def test_the_losses_of_every_step_are_those_of_one_device(tmp_path):
+MESH = "--config.mesh=(('data', 2), ('expert', 2))"
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A run on two processes with two devices each, of which the first was killed."""
+    workdir = tmp_path_factory.mktemp("processes") / "many"
+    processes = several.start(workdir, 2, 2, [MESH, "--config.steps=100000"])
+    try:
+        several.wait_until(Checkpoints(workdir).steps, processes)
+        processes[0].kill()
+        before = time.monotonic()
+        code = processes[1].wait(several.PATIENCE)
+    finally:
+        several.end(processes)
+    return workdir, code, time.monotonic() - before
+
+
+def test_a_process_that_is_killed_ends_the_others_with_a_line(killed):
+    workdir, code, seconds = killed
+    assert code == 1
+    last = several.errors(workdir, 1).read_text().splitlines()[-1]
+    assert last == f"vmoe: error: {LOST}"
+    assert seconds < 2 * SILENCE
+
+
+def test_the_losses_of_every_step_are_those_of_one_device(killed):
+    """Of the two processes until they were killed, then of one with four devices."""
+    workdir, _, _ = killed
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.vmoe.sharded", str(tmp_path)],
-        cwd=ROOT, env={**os.environ, "XLA_FLAGS": FLAGS}, capture_output=True, text=True,
-        check=False,
+        [sys.executable, "-W", "error", "-m", "tests.vmoe.sharded", str(workdir.parent)],
+        cwd=several.ROOT, env=several.environment(4), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
     found = json.loads(run.stdout)
-    assert f"resumed {tmp_path}/many at step {BEFORE}" in found["told"]
+    saved = found["saved"]
+    assert saved % EVERY == 0
+    assert f"resumed {workdir} at step {saved}" in found["told"]
     steps = {(one["step"], one["kind"]): one for one in found["many"]}
-    assert [one["step"] for one in found["one"] if one["kind"] == "train"] == list(
-        range(1, STEPS + 1)
-    )
+    assert len(steps) == len(found["many"]) == len(found["one"])
+    trained = [one["step"] for one in found["one"] if one["kind"] == "train"]
+    assert trained == list(range(1, saved + MORE + 1))
+    assert (EVERY, "eval") in steps
     for one in found["one"]:
         many = steps[one["step"], one["kind"]]
         names = one.keys() - {"images_per_second", "kind"}

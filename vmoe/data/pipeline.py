@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vmoe.config import DataConfig
-from vmoe.data.augment import random_shift
+from vmoe.data.augment import draw_shifts, random_shift, shifted
 from vmoe.data.digits import load_digits
 from vmoe.data.folder import load_folder
 from vmoe.data.idx import load_idx
@@ -68,15 +68,27 @@ def load(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     return train, test
 
 
-def training_batches(images: ImageSet, config: DataConfig, seed: int) -> Any:
+def training_batches(
+    images: ImageSet, config: DataConfig, seed: int, own: np.ndarray | None = None
+) -> Any:
     """An endless grain iterator of {"images": f32[B, H, W, C], "labels": i32[B]}.
 
     Each epoch has its own order, and each image (in memory: each batch) its own draws; both
     depend on the seed and the position only. `get_state()` gives the position, a dict JSON can
     hold, `set_state()` goes there: the batches that follow are the same as without the
     interruption.
+
+    Args:
+      images: of the training set.
+      config: batch size, shifts, threads.
+      seed: of order and draws.
+      own: the places in every batch that are wanted, i64[N] with N <= B; None: all. What is read
+        and drawn for an image, and the position, do not depend on it; only images that are wanted
+        are read, but for corrupt="skip", where which images make a batch depends on all before.
     """
     import grain
+
+    from vmoe.data.own import OwnElements, OwnOfBatches, OwnPosition
 
     order = grain.MapDataset.range(len(images)).seed(seed).shuffle().repeat()
     black = config.value_range[0]
@@ -89,12 +101,21 @@ def training_batches(images: ImageSet, config: DataConfig, seed: int) -> Any:
             image = random_shift(found[0][None], rng, config.max_shift, black)[0]
             return {"images": image, "labels": np.int32(found[1])}
 
-        options = grain.ReadOptions(config.threads, config.prefetch * config.batch_size)
-        one_by_one = order.random_map(read).to_iter_dataset(options)
-        return iter(one_by_one.batch(config.batch_size))
+        size, elements = config.batch_size, order.random_map(read)
+        options = grain.ReadOptions(config.threads, config.prefetch * size)
+        if own is None or len(own) == size:
+            return iter(elements.to_iter_dataset(options).batch(size))
+        if config.corrupt == "skip":
+            return OwnOfBatches(iter(elements.to_iter_dataset(options).batch(size)), own)
+        some = OwnElements(elements, own, size).to_iter_dataset(options)
+        return OwnPosition(iter(some.batch(len(own))), len(own), size)
+
+    mine = slice(None) if own is None else own
 
     def fetch(rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        chosen = random_shift(images.images[rows], rng, config.max_shift, black)
+        shifts = draw_shifts(len(rows), rng, config.max_shift)  # of all, whoever wants them
+        rows, shifts = rows[mine], shifts[:, mine]
+        chosen = shifted(images.images[rows], shifts, config.max_shift, black)
         return {"images": chosen, "labels": images.labels[rows]}
 
     batches = order.batch(config.batch_size).random_map(fetch)
@@ -102,15 +123,21 @@ def training_batches(images: ImageSet, config: DataConfig, seed: int) -> Any:
     return iter(batches.to_iter_dataset(grain.ReadOptions(1, config.prefetch)))
 
 
-def evaluation_batches(images: ImageSet, size: int) -> Iterator[Batch]:
+def evaluation_batches(
+    images: ImageSet, size: int, own: np.ndarray | None = None
+) -> Iterator[Batch]:
     """Every image once, in order, in batches of the same size.
 
     The last batch is filled with black images, marked False in "mask" bool[size], as are images
-    that cannot be read.
+    that cannot be read. With `own`, i64[N] in rising order, batches have these places only; those
+    from `size` on are black.
     """
     for start in range(0, len(images), size):
-        batch = images.batch(slice(start, start + size))
-        missing = size - len(batch["labels"])
+        rows: slice | np.ndarray = slice(start, start + size)
+        if own is not None:
+            rows = start + own[own < min(size, len(images) - start)]
+        batch = images.batch(rows)
+        missing = (size if own is None else len(own)) - len(batch["labels"])
         yield {
             name: np.pad(array, ((0, missing), *((0, 0),) * (array.ndim - 1)))
             for name, array in batch.items()

@@ -119,7 +119,7 @@ class StoredImages:
         blank = np.zeros(self.shape, np.float32), 0
         pairs = [blank if pair is None else pair for pair in found]
         return {
-            "images": np.stack([image for image, _ in pairs]),
+            "images": np.array([image for image, _ in pairs], np.float32).reshape(-1, *self.shape),
             "labels": np.array([label for _, label in pairs], np.int32),
             "mask": np.array([pair is not None for pair in found]),
         }
