@@ -51,6 +51,11 @@ def start_from(config: TrainConfig, state: TrainState) -> tuple[TrainState, str]
 def weights_from(init: InitFromConfig, leaves: Leaves, params: Any) -> dict[str, Any]:
     """The weights by path that a checkpoint of any layout gives to a tree of drawn ones."""
     source = in_our_names(files.weights(leaves))
+    if init.upcycle and (sparse := [path for path in source if "/Moe/" in path]):
+        raise UserError(
+            f"it is sparse already: it has {sparse[0]}; fix: a dense checkpoint to upcycle, or "
+            "init_from.upcycle=False to start from it as it is"
+        )
     return dict(initialised(init.rules, init.fresh, source, flat(params)))
 
 

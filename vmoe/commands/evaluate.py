@@ -7,12 +7,12 @@ import sys
 from vmoe.assess import OUTSIDE, SETS, Subject, chosen_sets
 from vmoe.commands.choices import choices_of
 from vmoe.commands.given import Given, quiet
-from vmoe.data import pipeline
 from vmoe.demo import print_report
 from vmoe.evaluate import Report
 from vmoe.inference import chosen_model
 from vmoe.table import table
-from vmoe.use.trained import load_trained
+from vmoe.train import tell_skipped
+from vmoe.use.trained import images_of, load_trained
 
 
 def routing_table(report: Report) -> str:
@@ -30,7 +30,7 @@ def run(given: Given) -> int:
     trained = load_trained(workdir, given.overrides)
     config = trained.config
     chosen_model(config.model, choices)
-    train_images, images = pipeline.load(config.data)
+    train_images, images = images_of(trained)
     outside = given.flags.get("ood", OUTSIDE)
     subject = Subject(config, trained.params, train_images, images, outside, choices)
     report = subject.report
@@ -38,6 +38,7 @@ def run(given: Given) -> int:
     print_report(report, sys.stdout)
     if report.dropped_in:
         print(f"\n{routing_table(report)}", end="")
+    tell_skipped("test", images, sys.stdout)
     for name in sets:
         print(f"\n{SETS[name](subject)}", end="", flush=True)
     return 0

@@ -11,13 +11,12 @@ import jax
 
 from vmoe.commands.choices import choices_of, numbers
 from vmoe.commands.given import Given, quiet
-from vmoe.data import pipeline
 from vmoe.errors import UserError
 from vmoe.inference import Choices, chosen_model
 from vmoe.use.files import make_folder, write_bytes
 from vmoe.use.sweep import BUDGETS, CAPACITIES, as_json, settings, sweep
 from vmoe.use.sweep_page import sweep_page, text_table
-from vmoe.use.trained import Trained, load_trained
+from vmoe.use.trained import Trained, images_of, load_trained
 
 
 def run(given: Given) -> int:
@@ -32,7 +31,7 @@ def run(given: Given) -> int:
     models = [load_trained(path, given.overrides) for path in given.arguments]
     choose = partial(settings, base=base, capacities=capacities, budgets=budgets)
     _check(models, choose)
-    _, images = pipeline.load(models[0].config.data)
+    images, *_ = [images_of(trained)[1] for trained in models]
     folder = make_folder("out", given.flags.get("out"))
     rows = sweep(models, images, choose, rounds, lambda text: print(text, file=sys.stderr))
     told = f"{len(images)} test images, {rounds} timed rounds, {_machine()}"

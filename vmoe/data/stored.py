@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vmoe.config import DataConfig
 from vmoe.data.images import Batch
@@ -157,6 +157,8 @@ def decode(record: Record, channels: int | None) -> Image.Image:
             )
             mode = {1: "L", 3: "RGB", None: image.mode}[channels]
         return image if image.mode == mode else image.convert(mode)
+    except UnidentifiedImageError:  # its text names an object in memory
+        raise CorruptImage(record.name, "no image of a known format") from None
     except Exception as error:  # on damaged bytes Pillow's plugins raise nearly anything
         raise CorruptImage(record.name, " ".join(str(error).split())) from None
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from vmoe.assignment import read_experts
 from vmoe.calibration import calibration_error, nll, reliability
-from vmoe.data import pipeline
 from vmoe.data.pipeline import ImageSet, evaluation_batches
 from vmoe.drawing.charts import Line, heat_map, line_chart, percent
 from vmoe.drawing.page import Section, page
@@ -28,7 +27,7 @@ from vmoe.routing import has_setting
 from vmoe.specialisation import expert_class_counts
 from vmoe.use.sweep import BUDGETS, CAPACITIES, settings, sweep
 from vmoe.use.sweep_page import charts
-from vmoe.use.trained import Trained
+from vmoe.use.trained import Trained, images_of
 
 PICTURES = 6
 LOW = (1.0, 0.5, 0.25)
@@ -51,7 +50,7 @@ def report(workdir: Path, trained: Trained, rounds: int, note: Callable[[str], N
       UserError: if the metrics or the data cannot be read.
     """
     records = read_records(workdir)
-    _, images = pipeline.load(trained.config.data)
+    _, images = images_of(trained)
     note("predictions of the test images")
     outputs = collect(trained.config, trained.params, images)
     sections = [*curves(records)]

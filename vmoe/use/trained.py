@@ -16,6 +16,7 @@ from vmoe import model
 from vmoe.checkpoint import Checkpoints, damage
 from vmoe.config import TrainConfig
 from vmoe.data import pipeline
+from vmoe.data.pipeline import ImageSet
 from vmoe.errors import UserError
 from vmoe.overrides import with_overrides
 from vmoe.weights import files
@@ -58,6 +59,8 @@ def load_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
     )  # fmt: skip
     config = with_overrides(read_config(workdir), overrides).validate()
     shape = read_image_shape(workdir) or pipeline.load(config.data)[0].shape
+    if path == workdir and not Checkpoints(workdir).steps():
+        raise UserError(f"run {path} has saved no checkpoint yet; fix: train it first")
     checkpoint = files.read(path)
     _tell_refused(workdir, checkpoint.path)
     leaves = files.weights(checkpoint.leaves)
@@ -67,6 +70,28 @@ def load_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
     _check_fit(checkpoint.path, config, shape, arrays)
     params = jax.tree.map(jnp.asarray, nested(arrays))
     return Trained(str(path), config, params, shape, int(checkpoint.leaves["step"].read()))
+
+
+def images_of(trained: Trained) -> tuple[ImageSet, ImageSet]:
+    """The training and test images of the run's data, which may have been changed since.
+
+    Raises:
+      UserError: if they cannot be read, or are not such as the model takes.
+    """
+    train, test = pipeline.load(trained.config.data)
+    model, theirs, ours = trained.config.model, train.shape, trained.image_shape
+    if train.num_classes > model.num_classes:
+        raise UserError(
+            f"the data has {train.num_classes} classes and {trained.name} was trained for "
+            f"{model.num_classes}; fix: its own data, or train with init_from.path={trained.name}"
+        )
+    fixed = slice(None) if model.position == "learned" else slice(2, None)
+    if theirs[fixed] != ours[fixed]:
+        raise UserError(
+            f"the data's images are {list(theirs)} and {trained.name} was trained on {list(ours)}; "
+            "fix: its own data, or data.test_ops, data.train_ops and data.channels that give these"
+        )
+    return train, test
 
 
 def _tell_refused(workdir: Path, used: Path) -> None:

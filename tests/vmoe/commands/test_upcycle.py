@@ -48,6 +48,9 @@ def test_upcycle_writes_a_run_before_its_first_step(dense, tmp_path, capsys):
     assert Checkpoints(out).steps() == [0]
     assert main(command) == 2
     assert "holds a run already" in capsys.readouterr().err
+    assert main(["upcycle", f"--from={out}", f"--out={tmp_path / 'again'}", *SPARSE]) == 2
+    assert "it is sparse already: it has Encoder/encoderblock_1/Moe/" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
 
 
 def test_training_starts_from_the_checkpoint_once(dense, tmp_path, capsys):

@@ -1,10 +1,12 @@
 """A trained model is the one that was evaluated, whatever the way to name it."""
 
+import itertools
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from vmoe.checkpoint import Checkpoints
 from vmoe.cli import main
@@ -39,15 +41,54 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(workdir, tmp_p
     assert f"checkpoint {newest} is damaged" in capsys.readouterr().err
 
 
+FOLDER = ["--config.data.name=folder", "--config.data.channels=1"]
+
+
+def write_classes(folder, count):
+    """An image for each class, a stroke at another height."""
+    for split, n in itertools.product(("train", "test"), range(count)):
+        (folder / split / str(n)).mkdir(parents=True)
+        image = Image.new("L", (8, 8))
+        image.putpixel((n % 8, n // 2), 255)
+        image.save(folder / split / str(n) / "a.png")
+
+
+def test_evaluate_on_a_folder_tells_of_images_that_cannot_be_read(workdir, tmp_path, capsys):
+    write_classes(tmp_path, 10)
+    (tmp_path / "test" / "3" / "a.png").write_bytes(b"no image")
+    flags = ["evaluate", f"--workdir={workdir}", *FOLDER, f"--config.data.path={tmp_path}"]
+    assert main(flags) == 1
+    out, err = capsys.readouterr()
+    assert "test/3/a.png cannot be read: no image of a known format; fix: replace it, or" in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert main([*flags, "--config.data.corrupt=skip"]) == 0
+    out, err = capsys.readouterr()
+    assert "(9 images)" in out
+    assert "1 test images could not be read and were skipped" in out
+    assert err == f"skipped {tmp_path}/test/3/a.png: no image of a known format (1 so far)\n"
+
+
+def test_a_run_that_has_saved_nothing_is_told(workdir, tmp_path, capsys):
+    shutil.copy(workdir / "config.json", tmp_path)
+    assert main(["export", f"--workdir={tmp_path}", f"--out={tmp_path}/m"]) == 2
+    assert f"run {tmp_path} has saved no checkpoint yet" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--config.model.width=16"], "does not fit the config: Encoder/encoder_norm/bias is [8]"),
         (["--capacity=1,2"], "eval_capacity_factors has 2 entries for 1 MoE blocks"),
         (["--budget=much"], "--budget=much is no number"),
+        (["--config.model.num_classes=2", "--config.data.name=npz", "--config.data.path=no"],
+         "does not fit the config: head/bias is [10], not [2]"),
+        (["--config.data.channels=3"], "the data's images are [8, 8, 3] and "),
+        ([*FOLDER, "--config.data.path=FLOWERS"], "the data has 11 classes and "),
     ],
-)
-def test_evaluate_refuses_what_does_not_fit_in_one_line(flags, message, workdir, capsys):
+)  # fmt: skip
+def test_evaluate_refuses_what_does_not_fit_in_one_line(flags, message, workdir, capsys, tmp_path):
+    write_classes(tmp_path, 11)
+    flags = [flag.replace("FLOWERS", str(tmp_path)) for flag in flags]
     assert main(["evaluate", f"--workdir={workdir}", *flags]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
