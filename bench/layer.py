@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import moegen
 from bench import suite
 from bench.cells_table import markdown
-from bench.report import Row, check_folder, write_text
+from bench.report import Row, check_folder
 from bench.timing import Timing, compare
 from bench.workloads import (
     CAPACITIES,
@@ -37,6 +37,7 @@ from bench.workloads import (
 from bench.yardsticks import DENSE, dense_inputs, floor, floor_inputs
 from moegen.experts import mlp
 from moegen.routers import noisy_top_k
+from moegen.tune.whole import write_text
 
 SCHEDULES = {
     "auto": moegen.Schedule(),

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from bench.report import Row, git_state, machine, table, write_text
+from bench.report import Row, git_state, machine, table
+from moegen.tune.whole import write_text
 
 LABELS, BARS, LINE = 170, 620, 26
 """Pixels: room for the names, for the longest bar, and for one bar with its gap."""

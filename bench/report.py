@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax
 import jaxlib
 
 from bench.timing import Timing
+from moegen.tune.whole import write_text
 
 
 @dataclass(frozen=True)
@@ -87,22 +87,6 @@ def write_json(
         "results": {name: [asdict(row) for row in rows] for name, rows in results.items()},
     }
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary file beside `path`, then renamed.
-
-    Raises OSError if the folder of `path` does not exist or cannot be written.
-    """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _cores() -> int | None:

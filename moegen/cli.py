@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from moegen.runtime.schedule import Schedule
 from moegen.runtime.stages import Lowered
 from moegen.tune import aot
 from moegen.tune.tpu_compiler import TOPOLOGIES
+from moegen.tune.whole import write_text
 
 EXIT_BAD_INPUT = 2
 
@@ -119,7 +118,7 @@ def _emit(args: argparse.Namespace) -> int:
     if args.output is None:
         print(source, end="")
     else:
-        _write(args.output, source)
+        write_text(args.output, source)
         print(f"wrote {args.output}", file=sys.stderr)
     return 0
 
@@ -143,7 +142,7 @@ def _aot(args: argparse.Namespace) -> int:
     if args.output is None:
         print(page, end="")
     else:
-        _write(args.output, page)
+        write_text(args.output, page)
         print(f"wrote {args.output}", file=sys.stderr)
     return 0
 
@@ -204,21 +203,6 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             found[name] = value
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes to a temporary name beside the file, then renames it."""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 if __name__ == "__main__":

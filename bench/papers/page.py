@@ -8,7 +8,7 @@ from bench.papers.chart import Curve, curves, differences
 from bench.papers.protocol import FAMILY, LEVEL
 from bench.papers.scores import Comparison
 from bench.papers.statistics import equivalence, holm, interval, sign_flip
-from bench.report import write_text
+from moegen.tune.whole import write_text
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from moegen.errors import TuneError
+from moegen.tune import whole
 from moegen.tune.problem import Problem
 
 SIZES = ("rows", "k", "n", "groups")
@@ -76,14 +76,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
       TuneError: if it cannot be written, with the reason.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        whole.write_text(path, text)
     except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
         raise TuneError(
             f"{path} cannot be written: {error.strerror}", fix="make its directory writable"
         ) from None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from vmoe.data.source import CorruptImage, Record
 from vmoe.data.stored import decode
 from vmoe.errors import UserError
 from vmoe.use.trained import Shape
+from vmoe.weights.whole import written_whole
 
 
 def read_image(path: str | Path, shape: Shape, data: DataConfig) -> np.ndarray:
@@ -47,23 +46,13 @@ def read_image(path: str | Path, shape: Shape, data: DataConfig) -> np.ndarray:
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Writes a file whole or not at all: to a temporary file beside it, then renamed.
+    """Writes a file whole or not at all, also over an older one.
 
     Raises:
       UserError: if it cannot be written.
     """
-    path = Path(path)
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; fix: another --out") from None
+    with written_whole(Path(path), replace=True) as (temporary,):
+        temporary.write_bytes(content)
 
 
 def make_folder(flag: str, name: str | None) -> Path | None:

@@ -13,23 +13,24 @@ UNFINISHED = ".unfinished-"
 
 
 @contextlib.contextmanager
-def written_whole(*files: Path) -> Iterator[list[Path]]:
+def written_whole(*files: Path, replace: bool = False) -> Iterator[list[Path]]:
     """Gives a temporary name for each file, and renames them in order once all are written.
 
     Their folder has to be there.
 
     Raises:
-      UserError: if one is there already, or cannot be written; nothing is left behind then.
+      UserError: if one cannot be written, or is there already and is not to be replaced; nothing is
+        left behind then.
     """
     unfinished = [file.with_name(f"{UNFINISHED}{file.name}") for file in files]
     try:
         for file in files:
-            if file.exists():
+            if file.exists() and not replace:
                 raise UserError(f"{file} is there already; fix: another name, or remove it first")
         yield unfinished
         for temporary, file in zip(unfinished, files, strict=True):
             _sync(temporary)
-            temporary.rename(file)
+            temporary.replace(file)
     except OSError as error:
         raise UserError(
             f"{files[-1]} cannot be written: {error.strerror or error}; fix: another path"
