@@ -79,7 +79,7 @@ def line_chart(
         ]
     for x in x_ticks:
         if min(xs) <= x <= max(xs):
-            parts.append(_text(x_of(bend(x)), height - BOTTOM + 16, plain(x), "middle"))
+            parts.append(_text(x_of(bend(x)), height - BOTTOM + 18, plain(x), "middle"))
     parts.append(_text((LEFT + width - RIGHT) / 2, height - 6, x_name, "middle"))
     for number, line in enumerate(lines):
         parts += _drawn(line, COLOURS[number % len(COLOURS)], lambda x: x_of(bend(x)), y_of)
@@ -121,7 +121,7 @@ def heat_map(
             share = min(float(values[r, c]) / most, 1.0)
             parts.append(
                 f'<rect class="bar" x="{left + c * wide:.2f}" y="{top + r * high:.2f}" '
-                f'width="{wide + 0.3:.2f}" height="{high + 0.3:.2f}" fill-opacity="{share:.3f}">'
+                f'width="{wide:.2f}" height="{high:.2f}" fill-opacity="{share:.3f}">'
                 f"<title>{escape(f'{name}, {column}: {show(float(values[r, c]))}')}</title></rect>"
             )
     longest = max(map(len, columns))

@@ -29,7 +29,7 @@ svg .grid { stroke: var(--rule); } svg .axis { stroke: var(--soft); }
 svg .even { stroke: var(--soft); stroke-dasharray: 4 4; fill: none; }
 svg .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 svg image, svg .pixel { image-rendering: pixelated; }
-svg .bar { fill: var(--mark); } svg .cell { stroke: var(--card); }
+svg .bar { fill: var(--mark); shape-rendering: crispEdges; } svg .cell { stroke: var(--card); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { text-align: right; padding: .2rem .8rem; border-bottom: 1px solid var(--rule); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
