@@ -68,6 +68,12 @@ class Corrupted:
         batch: dict[str, Any] = dict(self._images.batch(rows))
         span = self._high - self._low
         unit = (batch["images"] - self._low) / span
-        rng = np.random.default_rng([rows.start, len(self._kind)])
-        worse = CORRUPTIONS[self._kind](unit, self._degree, rng)
+        worse = np.concatenate(
+            [self._worse(unit[n : n + 1], rows.start + n) for n in range(len(unit))]
+        )
         return batch | {"images": (worse * span + self._low).astype(np.float32)}
+
+    def _worse(self, image: np.ndarray, row: int) -> np.ndarray:
+        """With a generator of its own, so that the size of a batch changes nothing."""
+        rng = np.random.default_rng([row, len(self._kind)])
+        return CORRUPTIONS[self._kind](image, self._degree, rng)
