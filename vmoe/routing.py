@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -84,6 +85,29 @@ def check_router(config: RouterConfig) -> None:
     for train in (True, False):
         bound_router(config, train)
     require_mask(config)
+
+
+def check_scope(config: MoEConfig, batches: Mapping[str, int], parts: int) -> None:
+    """Whether buffers that all routing groups share fit devices that have `parts` of the images.
+
+    Args:
+      config: of the MoE blocks.
+      batches: images that are routed at once, by the field that says how many.
+      parts: of the images on the mesh.
+
+    Raises:
+      UserError: if groups would be filled up on some devices: these would take places.
+    """
+    if dict(config.router.settings).get("scope", "group") == "group":
+        return
+    for field, images in batches.items():
+        if images % (config.group_images * parts):
+            raise UserError(
+                f"{field} routes {images} images at once, which are no {parts} equal parts of "
+                f"groups of model.moe.group_images={config.group_images}, as "
+                'moe.router.settings=(("scope", "batch"),) needs on this mesh; fix: a multiple of '
+                f"{config.group_images * parts}"
+            )
 
 
 def require_mask(config: RouterConfig) -> None:

@@ -19,8 +19,8 @@ from vmoe.errors import RunError, UserError
 from vmoe.evaluate import evaluate
 from vmoe.metrics import MetricWriter, Progress, Unwritten, origin
 from vmoe.processes import first_signal, is_first
-from vmoe.routing import check_router
-from vmoe.sharding import make_mesh, own_images, place_batch, place_state, spanning
+from vmoe.routing import check_router, check_scope
+from vmoe.sharding import image_parts, make_mesh, own_images, place_batch, place_state, spanning
 from vmoe.start import start_from
 from vmoe.state import TrainState, init_state, make_train_step
 from vmoe.workdir import open_workdir
@@ -223,6 +223,9 @@ def _new_state(config: TrainConfig, images: Images) -> TrainState:
         )
     if config.model.moe is not None:
         check_router(config.model.moe.router)
+        batch = config.data.batch_size // config.microbatches
+        at_once = {"data.batch_size": batch, "data.eval_batch_size": config.data.eval_batch_size}
+        check_scope(config.model.moe, at_once, image_parts(make_mesh(config.mesh)))
     try:
         return init_state(config, images.shape)
     except ValueError as error:

@@ -236,6 +236,14 @@ def _positions(e: Emitter, op: Op) -> list[str]:
     return _set(e, op, f"{call}({e.name(expert)}, {first}, {EXPERT})")
 
 
+@template("served")
+def _served(e: Emitter, op: Op) -> list[str]:
+    expert, *priority = op.inputs
+    first = e.name(priority[0]) if priority else "None"
+    call = e.use(gather.served_of_all)
+    return _set(e, op, f"{call}({e.name(expert)}, {first}, {EXPERT}, {op.attr['capacity']})")
+
+
 @template("slot_numbers")
 def _slot_numbers(e: Emitter, op: Op) -> list[str]:
     expert, position = (e.name(v) for v in op.inputs)

@@ -262,6 +262,7 @@ def assign(
     *,
     capacity: int | None,
     priority: Traced | str | None = None,
+    scope: str = "group",
     distinct: bool = True,
 ) -> TracedRoute:
     """Token choice: puts each choice into its expert's buffer and drops what does not fit.
@@ -272,6 +273,8 @@ def assign(
       capacity: rows per expert and group (see `capacity`); None for dropless.
       priority: who is served first: None for token order, "gate" for the largest weight
         first, or a value per token [S]. First choices always precede second ones.
+      scope: "group": each group has its own buffers, and its own order. "batch": all groups
+        share them, an expert takes the first G * capacity choices of all, wherever they are.
       distinct: whether a token never names one expert twice, as from `top_k`; it bounds
         what dropless needs.
 
@@ -288,9 +291,19 @@ def assign(
                 )
             )
         priority = max(weight, over=CHOICE)
+    ordered = () if priority is None else (priority,)
+    if scope not in ("group", "batch") or (scope == "batch" and capacity is None):
+        raise located(
+            TraceError(
+                f'scope "{scope}" with capacity={capacity}',
+                fix='"group", or "batch" with a capacity: without one, all are served',
+            )
+        )
+    if scope == "batch":
+        expert = where(emit("served", expert, *ordered, capacity=capacity), expert, -1)
+        capacity, ordered = None, ()  # in its group, everyone left has a place
     if capacity is None:
         capacity = size(TOKEN) * (1 if distinct else size(CHOICE))
-    ordered = () if priority is None else (priority,)
     return emit("assign", weight, expert, *ordered, capacity=capacity)  # type: ignore[no-any-return]
 
 

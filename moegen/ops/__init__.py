@@ -13,6 +13,7 @@ from moegen.ops import (
     reduce,
     routing,
     rows,
+    scope,
     send,
     shape,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "reduce",
     "routing",
     "rows",
+    "scope",
     "send",
     "shape",
 ]

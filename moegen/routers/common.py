@@ -25,12 +25,13 @@ def place(
     rounding: str = "ceil",
     dropless: bool = False,
     batch_priority: bool | str = False,
+    scope: str = "group",
 ):
     """Assigns choices [S, K] to the experts' buffers; returns the route and a report.
 
     Masked tokens take no place and are not counted. With `served` bool[S], tokens outside it take
     none either, and count as dropped. `batch_priority` is False for token order, True or "max" for
-    the largest weight first, "sum" for the largest sum of weights first.
+    the largest weight first, "sum" for the largest sum of weights first. `scope`: see `mg.assign`.
     """
     chosen = expert if mask is None else mg.where(mask, expert, -1)
     placed = chosen if served is None else mg.where(served, chosen, -1)
@@ -41,6 +42,7 @@ def place(
         weight,
         capacity=None if dropless else capacity,
         priority=_priority(weight, batch_priority),
+        scope=scope,
     )
     return route, usage(route, chosen)
 

@@ -23,6 +23,7 @@ def noisy_top_k(
     rounding: str = "ceil",
     dropless: bool = False,
     batch_priority: bool | str = False,
+    scope: str = "group",
     importance_loss_weight: float = 0.0,
     load_loss_weight: float = 0.0,
     gshard_loss_weight: float = 0.0,
@@ -50,6 +51,8 @@ def noisy_top_k(
       dropless: no capacity at all.
       batch_priority: largest gate first (BPR), "sum" for the largest sum of the k gates, or
         False for token order.
+      scope: "group", each group has its own buffers; or "batch", all groups of the call share
+        them, on whatever devices they are: G times the capacity, by one order of all tokens.
       importance_loss_weight, load_loss_weight, gshard_loss_weight: parts of auxiliary_loss.
 
     Returns:
@@ -68,7 +71,7 @@ def noisy_top_k(
     route, report = place(
         expert, weight, mask, served, k=k, capacity_factor=capacity_factor, capacity=capacity,
         multiple_of=multiple_of, rounding=rounding, dropless=dropless,
-        batch_priority=batch_priority,
+        batch_priority=batch_priority, scope=scope,
     )  # fmt: skip
     losses = {"importance_loss": importance_loss(logits), "gshard_loss": gshard_loss(gates)}
     weights = {"importance_loss": importance_loss_weight, "gshard_loss": gshard_loss_weight}

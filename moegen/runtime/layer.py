@@ -94,6 +94,14 @@ class Layer:
         groups = x.shape[0]
         x, inputs = _even(x, inputs, self.schedule.group_parts())
         compiled = self._program(params, x, key, inputs)
+        if compiled.over_groups and groups != x.shape[0]:
+            parts = self.schedule.group_parts()
+            raise ShapeError(
+                f"{self.router.name}: G={groups} has no {parts} equal parts for the mesh, and "
+                "groups that fill it up would take places in the buffers that all share",
+                fix=f"a multiple of {parts} groups",
+                location=self.router.location,
+            )
         outputs = compiled(*(_pick(s, params, x, key, inputs) for s in compiled.slots))
         if single:
             outputs = {n: v[0] for n, v in outputs.items()}

@@ -15,9 +15,11 @@ from moegen.backends import xla
 from moegen.backends.layer import Emitted, emit_layer
 from moegen.dsl.trace import Slot, TracedLayer
 from moegen.errors import LoweringError, did_you_mean
+from moegen.ir import registry
 from moegen.ir.locality import own_sizes
-from moegen.ir.program import Program, Value
+from moegen.ir.program import Literal, Operand, Program, Value
 from moegen.ir.text import format_program
+from moegen.ir.types import GROUP, Type
 from moegen.passes.layout import Layout, make_layout
 from moegen.passes.partition import Parts, partition
 from moegen.passes.pipeline import STAGES, Plan, run_pipeline
@@ -177,7 +179,10 @@ class Lowered:
             namespace["mesh"] = self.schedule.mesh
         exec(compile(source, filename, "exec"), namespace)
         names = tuple(n for n, _ in self.program.outputs)
-        return Compiled(namespace["layer"], jax.jit(namespace["layer"]), self.slots, names)
+        over_groups = _decides_over_groups(self.stages[STAGES[0]])
+        return Compiled(
+            namespace["layer"], jax.jit(namespace["layer"]), self.slots, names, over_groups
+        )
 
 
 @dataclass(frozen=True)
@@ -189,13 +194,26 @@ class Compiled:
       jitted: the same under jax.jit.
       slots: where each input comes from in a call.
       outputs: names of the outputs; the first is y.
+      over_groups: whether what a group gets depends on the others.
     """
 
     function: Callable[..., Any] = field(repr=False)
     jitted: Callable[..., Any] = field(repr=False)
     slots: tuple[Slot, ...]
     outputs: tuple[str, ...]
+    over_groups: bool = False
 
     def __call__(self, *inputs: Any) -> dict[str, Any]:
         """Runs on one array per slot; returns outputs by name."""
         return dict(zip(self.outputs, self.jitted(*inputs), strict=True))
+
+
+def _decides_over_groups(program: Program) -> bool:
+    return any(
+        GROUP in registry.lookup(op.name).locality([_type(o) for o in op.operands], op.attr).whole
+        for op in program.ops
+    )
+
+
+def _type(operand: Operand) -> Type | Literal:
+    return operand if isinstance(operand, Literal) else operand.type

@@ -143,6 +143,10 @@ CASES = {
         {"e1": 2, "fsdp": 2, "e2": 2}, format="sorted", sizes=(8, 5, 8, 4), crowded=True,
         router=NOISY.bind(dropless=True), axes={"e1": "G E", "e2": "G E"}, exchange="ragged",
     ),
+    "one batch priority over the tokens of all devices": Case(
+        {"data": 2, "expert": 4}, format="sorted", sizes=(8, 5, 8, 4),
+        router=NOISY.bind(scope="batch", capacity=1),
+    ),
     "sorted rows of each device's own groups": Case(
         {"data": 4, "model": 2}, format="sorted", sizes=(4, 5, 4, 4)
     ),

@@ -11,7 +11,7 @@ from moegen import routers
 from vmoe import model
 from vmoe.errors import UserError
 from vmoe.model_config import ROUTERS, ModelConfig, MoEConfig, RouterConfig
-from vmoe.routing import bound_router, check_router, has_setting, init_router
+from vmoe.routing import bound_router, check_router, check_scope, has_setting, init_router
 
 OWN_DIMS = {"soft": (("C", 2),), "null_experts": (("Z", 2),)}
 IMAGES = jax.random.normal(jax.random.key(0), (4, 4, 4, 1))
@@ -130,3 +130,23 @@ def test_a_router_without_a_mask_refuses_padding_images(own):
 def test_a_router_that_is_not_there_is_named(own, name, message):
     with pytest.raises(UserError, match=r"moe.router.name: " + message):
         bound_router(config(name.format(own)).moe.router, train=True)
+
+
+def test_buffers_of_all_groups_need_groups_that_divide_by_the_devices():
+    moe = config("noisy_top_k", settings=(("scope", "batch"),)).moe
+    check_scope(moe, {"data.batch_size": 16, "data.eval_batch_size": 8}, 4)
+    check_scope(config("noisy_top_k").moe, {"data.batch_size": 10}, 4)
+    with pytest.raises(UserError, match=r"data\.batch_size routes 12 images .* a multiple of 8"):
+        check_scope(moe, {"data.batch_size": 12}, 4)
+
+
+def test_a_model_with_buffers_of_the_batch_drops_fewer_choices():
+    """What one group leaves free, another takes."""
+    tight = {"k": 1, "capacity_factor": 1.0, "capacity_multiple_of": 0}
+    dropped = {}
+    for scope in ("group", "batch"):
+        chosen = config("noisy_top_k", settings=(("scope", scope),), **tight)
+        params = model.init(chosen, jax.random.key(1), (4, 4, 1))
+        _, metrics = model.apply(chosen, params, IMAGES)
+        dropped[scope] = float(metrics["encoderblock_0"]["dropped"].mean())
+    assert dropped["batch"] < dropped["group"]

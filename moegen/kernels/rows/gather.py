@@ -22,6 +22,17 @@ def queue_positions(expert: jax.Array, priority: jax.Array | None, num_experts: 
     return place
 
 
+def served_of_all(
+    expert: jax.Array, priority: jax.Array | None, num_experts: int, capacity: int
+) -> jax.Array:
+    """Whether each choice is among the G * capacity that its expert takes from all groups."""
+    groups, tokens, choices = expert.shape
+    first = None if priority is None else priority.reshape(1, groups * tokens)
+    place = queue_positions(expert.reshape(1, groups * tokens, choices), first, num_experts)
+    inside = place.reshape(expert.shape) < groups * capacity
+    return inside & (expert >= 0) & (expert < num_experts)
+
+
 def sorted_rows(
     expert: jax.Array, position: jax.Array, num_experts: int, capacity: int, block: int, rows: int
 ) -> tuple[jax.Array, jax.Array]:

@@ -414,6 +414,13 @@ ROUTING = [
         [[[[1, 2], [0, 1], [0, 2]]]],
         refused="%first", match="needs i32\\[G, S, K\\]",
     ),
+    Case(  # two groups; expert 0 takes 2 of its 3 first choices, expert 1 its own and one second
+        "served", "%expert, %first, capacity=1", {"G": 2, "S": 2, "K": 2, "E": 2},
+        {"expert": ("i32[G, S, K]", [[[0, 1], [0, 1]], [[0, -1], [1, 0]]]),
+         "first": ("f32[G, S]", [[1.0, 2.0], [3.0, 0.0]])}, ["bool[G, S, K]"],
+        [[[[False, False], [True, True]], [[True, False], [True, False]]]],
+        refused="%first, capacity=1", match="expert must be i32\\[G, S, K\\]",
+    ),
     Case(
         "slot_numbers", "%expert, %position", _R,
         {"expert": _EXPERT, "position": ("i32[G, S, K]", [[[0, 1], [1, 2], [0, 2]]])},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import moegen as mg
-from moegen.errors import ShapeError
+from moegen.errors import ShapeError, TraceError
 from moegen.routers import noisy_top_k
 
 X = jnp.asarray([[[3.0, 0.0], [1.0, 0.0], [2.0, 0.0]]])  # expert 0 is preferred, token 0 most
@@ -23,6 +23,40 @@ def run(x=X, w=W, **settings):
     layer = mg.compile(noisy_top_k.bind(**settings), identity, mg.Schedule(format="slots"))
     params = {"router": {"w": w}, "expert": {"one": jnp.ones(w.shape[1])}}
     return layer(params, x, **inputs)
+
+
+@pytest.mark.parametrize("form", ["slots", "sorted", "onehot"])
+@pytest.mark.parametrize("priority", [False, True])
+def test_buffers_of_the_batch_are_those_of_one_group_that_holds_all(form, priority):
+    x = jax.random.normal(jax.random.key(0), (3, 6, 4))
+    params = {"router": {"w": jax.random.normal(jax.random.key(1), (4, 3))},
+              "expert": {"one": jnp.arange(1.0, 4.0)}}  # fmt: skip
+    mask = jnp.ones((3, 6), bool).at[1, 2].set(False)
+    router = noisy_top_k.bind(k=2, batch_priority=priority)
+
+    def called(router, x, mask):
+        layer = mg.compile(router, identity, mg.Schedule(format=form))
+        (grad, (y, aux)) = jax.grad(
+            lambda p: (lambda y, aux: ((y**2).sum(), (y, aux)))(*layer(p, x, mask=mask)),
+            has_aux=True,
+        )(params)
+        return y, aux, grad
+
+    y, aux, grad = called(router.bind(scope="batch", capacity=2), x, mask)
+    merged = (a.reshape(1, 18, *a.shape[2:]) for a in (x, mask))
+    whole, one, wanted = called(router.bind(capacity=6), *merged)
+    np.testing.assert_allclose(y.reshape(whole.shape), whole, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(aux["load"].sum(0), one["load"][0])
+    assert one["load"][0].max() == 6
+    assert aux["load"].max() > 2  # more than a group's own buffer held
+    np.testing.assert_allclose(grad["router"]["w"], wanted["router"]["w"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(grad["expert"]["one"], wanted["expert"]["one"], rtol=1e-5)
+
+
+def test_shared_buffers_need_a_size():
+    with pytest.raises(TraceError, match='scope "batch" with capacity=None') as caught:
+        run(scope="batch", dropless=True)
+    assert "without one, all are served" in str(caught.value)
 
 
 def test_weights_are_the_raw_gates():
