@@ -35,7 +35,7 @@ def owner_mask(sizes: Any, rows: int, dtype: Any) -> Any:
 
 def sizes_of(op: Op) -> Value:
     """The operand of a grouped op that says how many rows each expert has."""
-    return op.inputs[2 if op.name in ("grouped_dot", "grouped_outer") else 1]
+    return op.inputs[{"gathered_dot": 3, "grouped_dot": 2, "grouped_outer": 2}.get(op.name, 1)]
 
 
 def _check_sizes(sizes: Type | Literal, **attrs: Any) -> None:

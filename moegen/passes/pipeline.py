@@ -11,6 +11,7 @@ from moegen.passes.canonicalize import canonicalize
 from moegen.passes.choose_format import choose_format
 from moegen.passes.differentiate import differentiate
 from moegen.passes.fuse import fuse
+from moegen.passes.fuse_gathers import Inside, fuse_gathers
 from moegen.passes.layout import Layout
 from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import rematerialize
@@ -44,6 +45,7 @@ class Plan:
       decide: picks the kernel of a product.
       share: whether it pays for products to share a loop.
       save: "all" or "least", what the backward is to get from the forward.
+      inside: whether a product gathers its rows itself.
     """
 
     layout: Callable[[Program], Layout | None]
@@ -51,6 +53,7 @@ class Plan:
     decide: Decide
     share: Share
     save: str = "all"
+    inside: Inside = lambda program, op: False
 
 
 def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
@@ -69,7 +72,7 @@ def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
     stored = plan.choose(joint)
     step("choose_format", lambda p: canonicalize(choose_format(p, *stored)))
     step("rematerialize", lambda p: rematerialize(p, plan.save))
-    step("fuse", fuse)
+    step("fuse", lambda p: fuse_gathers(fuse(p), plan.inside))
     step("select_kernels", lambda p: select_kernels(p, plan.decide))
     step("share_loops", lambda p: share_loops(p, plan.share))
     return stages

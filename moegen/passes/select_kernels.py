@@ -9,7 +9,10 @@ from moegen.ir.builder import Builder
 from moegen.ir.program import Op, Operand, Program
 from moegen.ir.rewrite import keep, rewrite, set_attrs
 
-KERNEL_OPS = ("dot", "grouped_dot", "grouped_outer", "grouped_sum", "send_rows", "return_rows")
+KERNEL_OPS = (
+    *("dot", "grouped_dot", "gathered_dot", "grouped_outer", "grouped_sum"),
+    *("send_rows", "return_rows"),
+)
 """Ops for which there is a choice, now or on other targets."""
 
 

@@ -12,7 +12,7 @@ from moegen.passes.choose_format import FORMATS
 from moegen.passes.formats.exchanges import EXCHANGES
 from moegen.passes.layout import DEFAULT_AXES, MeshAxes, token_axes
 from moegen.passes.rematerialize import SAVES
-from moegen.tune.choose import KERNELS
+from moegen.tune.choose import GATHERS, KERNELS
 from moegen.tune.target import Target, target_named
 
 
@@ -24,6 +24,8 @@ class Schedule:
       format: "auto", "onehot", "slots" or "sorted": how routing decisions are stored.
       kernel: "auto", "runs", "blocks", "ragged_dot", "pallas_tpu" or "pallas_gpu": what runs
         grouped products (sorted format).
+      gather: "before", "inside" or "auto": whether rows of tokens are gathered before the first
+        products of an expert, or by these products' kernel, which then needs no copy of them.
       interpret: kernels that are for another device than the target are run by Pallas's
         interpreter, slowly; without it, to ask for one is an error.
       block: rows that an expert's rows are padded to a multiple of in the sorted format; None:
@@ -47,6 +49,7 @@ class Schedule:
 
     format: str = "auto"
     kernel: str = "auto"
+    gather: str = "auto"
     block: int | None = None
     save: str = "all"
     exchange: str = "auto"
@@ -58,6 +61,7 @@ class Schedule:
     def __post_init__(self) -> None:
         _one_of("format", self.format, ("auto", *FORMATS))
         _one_of("kernel", self.kernel, KERNELS)
+        _one_of("gather", self.gather, GATHERS)
         _one_of("save", self.save, SAVES)
         _one_of("exchange", self.exchange, ("auto", *EXCHANGES))
         if self.block is not None and self.block < 1:

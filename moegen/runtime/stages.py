@@ -25,7 +25,7 @@ from moegen.passes.partition import Parts, partition
 from moegen.passes.pipeline import STAGES, Plan, run_pipeline
 from moegen.runtime.saved import explain_saved, saved_bytes
 from moegen.runtime.schedule import Schedule
-from moegen.tune.choose import FormatChoice, kernel_for, loop_pays, pick_format
+from moegen.tune.choose import FormatChoice, gathers_inside, kernel_for, loop_pays, pick_format
 from moegen.tune.target import Target
 
 
@@ -70,6 +70,9 @@ class Traced:
         plan = Plan(
             layout=layout,
             choose=choose,
+            inside=lambda program, op: gathers_inside(
+                op, self.schedule.gather, self.schedule.kernel, target, own_sizes(program, op)
+            ),
             decide=lambda program, op: kernel_for(
                 op, self.schedule.kernel, target, own_sizes(program, op), self.schedule.interpret
             ),

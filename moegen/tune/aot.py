@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, outer_tile
-from moegen.kernels.grouped_dot.vmem import dot_bytes, outer_bytes
+from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, gathered_tile, outer_tile
+from moegen.kernels.grouped_dot.vmem import dot_bytes, gathered_bytes, outer_bytes
 from moegen.tune.pallas_tpu import vmem_for
 from moegen.tune.target import MIB, TARGETS
 from moegen.tune.tpu_compiler import ESTIMATED, Compilation, Job, compile_for
@@ -36,7 +36,8 @@ class Shape:
         dtype = given.get("dtype", "bfloat16")
         if self.kernel == "outer":
             return outer_tile(*sizes, dtype, vmem)
-        return dot_tile(*sizes, (dtype,) * self.moved, vmem, given.get("transposed", False))
+        choose = gathered_tile if self.kernel == "gathered" else dot_tile
+        return choose(*sizes, (dtype,) * self.moved, vmem, given.get("transposed", False))
 
     def vmem(self, tile: tuple[int, ...]) -> int:
         """Bytes of VMEM that the kernel asks for."""
@@ -45,7 +46,8 @@ class Shape:
         if self.kernel == "outer":
             return outer_bytes(tile[2], tile[0], tile[1], dtype)
         turned = given.get("transposed", False)
-        return dot_bytes(tile[1], self.depth, tile[0], (dtype,) * self.moved, turned)
+        taken = gathered_bytes if self.kernel == "gathered" else dot_bytes
+        return taken(tile[1], self.depth, tile[0], (dtype,) * self.moved, turned)
 
     @property
     def moved(self) -> int:
@@ -62,6 +64,16 @@ SHAPES = (
     Shape("forward, f32, 768 x 3072", "dot", 8192, 768, 3072, 32, (("dtype", "float32"),)),
     Shape("forward, 1000 rows, 100 x 200", "dot", 1000, 100, 200, 4),
     Shape("forward, down", "dot", 8192, 4096, 1024, 8),
+    Shape("forward, rows gathered", "gathered", 8192, 1024, 4096, 8),
+    Shape(
+        "forward, rows gathered, f32, 768 x 3072",
+        "gathered",
+        8192,
+        768,
+        3072,
+        32,
+        (("dtype", "float32"),),
+    ),
     Shape("d-input", "dot", 8192, 4096, 1024, 8, (("transposed", True),)),
     Shape("d-weight", "outer", 8192, 1024, 4096, 8),
     Shape("d-weight, f32, 768 x 1536", "outer", 8192, 768, 1536, 32, (("dtype", "float32"),)),

@@ -21,6 +21,9 @@ KERNELS = ("auto", *GROUPED_CHOICES)
 RAGGED_PLATFORMS = ("tpu", "gpu")
 """Where XLA has `ragged_all_to_all`; on CPU it is not implemented (jax 0.10 to 0.12)."""
 
+GATHERS = ("auto", "before", "inside")
+"""Where a Schedule can ask rows of tokens to be gathered: before their products, or inside."""
+
 LOOP_BYTES = 9e6
 """Weights and their gradients of one expert up to which products share a loop. With more (A in
 float32, backward: 17 MB) they drive each other out of the cache: 1.55 against 1.44 times the dense
@@ -157,20 +160,50 @@ def kernel_for(
     if op.name in ("send_rows", "return_rows"):
         ragged = target.platform in RAGGED_PLATFORMS
         return KernelChoice("ragged_all_to_all" if ragged else "all_gather", source="target")
-    if op.name not in ("grouped_dot", "grouped_outer"):
+    if op.name not in ("grouped_dot", "gathered_dot", "grouped_outer"):
         return KernelChoice("xla")
     if kernel != "auto":
         return _asked_for(op, kernel, target, sizes, interpret)
     able = (n for n, c in GROUPED_CHOICES.items() if target.platform in c.platforms)
-    taken = next(n for n in able if not GROUPED_CHOICES[n].obstacle(op, sizes, target))
+    taken = next(n for n in able if not GROUPED_CHOICES[n].refusal(op, sizes, target))
     return KernelChoice(taken, GROUPED_CHOICES[taken].tile(op, sizes, target), "heuristic")
+
+
+def gathers_inside(
+    op: Op, gather: str, kernel: str, target: Target, sizes: Mapping[str, int]
+) -> bool:
+    """Whether a kernel is to gather the rows of a product.
+
+    Args:
+      op: the `gathered_dot` that it would be.
+      gather: one of GATHERS; "auto" is before until a TPU has run the other.
+      kernel: "auto" or a name of `moegen.tune.grouped.GROUPED_CHOICES`.
+      target: the device.
+      sizes: of the program's dims.
+
+    Raises:
+      LoweringError: if "inside" is asked for and the kernel cannot.
+    """
+    if gather != "inside":
+        return False
+    able = [n for n, c in GROUPED_CHOICES.items() if target.platform in c.platforms]
+    names = able if kernel == "auto" else [kernel]
+    refusals = {n: GROUPED_CHOICES[n].refusal(op, sizes, target) for n in names}
+    if any(not refusal for refusal in refusals.values()):
+        return True
+    raise LoweringError(
+        "no kernel can gather its rows: " + "; ".join(f"{n}: {r}" for n, r in refusals.items()),
+        op="grouped_dot",
+        location=op.location,
+        fix='use Schedule(gather="before")',
+    )
 
 
 def _asked_for(
     op: Op, kernel: str, target: Target, sizes: Mapping[str, int], interpret: bool
 ) -> KernelChoice:
     choice = GROUPED_CHOICES[kernel]
-    obstacle, fix = choice.obstacle(op, sizes, target), 'use Schedule(kernel="auto")'
+    obstacle, fix = choice.refusal(op, sizes, target), 'use Schedule(kernel="auto")'
     if not obstacle and choice.interpreter and not interpret and _foreign(choice, target):
         obstacle = f"it is for {' and '.join(choice.platforms)}, the target is {target.name}"
         fix = "name such a target, or use Schedule(interpret=True) to have it interpreted here"

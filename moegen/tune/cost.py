@@ -63,8 +63,8 @@ def _widened_bytes(op: Op, sizes: dict[str, int], target: Target) -> float:
 
 def op_flops(op: Op, sizes: dict[str, int]) -> float:
     """Multiplications and additions of an op."""
-    if op.name in ("dot", "grouped_dot", "grouped_outer"):
-        a, b = op.inputs[:2]
+    if op.name in ("dot", "grouped_dot", "gathered_dot", "grouped_outer"):
+        a, b = (op.results[0], op.inputs[2]) if op.name == "gathered_dot" else op.inputs[:2]
         dims = dict.fromkeys((*_dims(a), *_dims(b)))
         grouped = op.name != "dot"
         return 2.0 * math.prod(sizes[d] for d in dims if not (grouped and d == EXPERT))

@@ -24,13 +24,21 @@ class GroupedChoice:
       platforms: where "auto" may take it, the first kernel that can run the product.
       obstacle: why it cannot run a product on a target; empty if it can.
       tile: its tile for a product that it can run; empty if it has none.
+      gathers: whether it can gather the rows of a product itself.
       interpreter: whether it can be run by Pallas's interpreter, on a target that is not its own.
     """
 
     platforms: tuple[str, ...]
     obstacle: Callable[[Op, Sizes, Target], str] = lambda op, sizes, target: ""
     tile: Callable[[Op, Sizes, Target], tuple[int, ...]] = lambda op, sizes, target: ()
+    gathers: bool = False
     interpreter: bool = False
+
+    def refusal(self, op: Op, sizes: Sizes, target: Target) -> str:
+        """Why it cannot run a product, be it for the gather; empty if it can."""
+        if op.name == "gathered_dot" and not self.gathers:
+            return "it gathers no rows"
+        return self.obstacle(op, sizes, target)
 
 
 def not_ragged(op: Op, sizes: Sizes, target: Target) -> str:
@@ -45,7 +53,9 @@ def not_ragged(op: Op, sizes: Sizes, target: Target) -> str:
 
 GROUPED_CHOICES: dict[str, GroupedChoice] = {
     "runs": GroupedChoice(("cpu",)),
-    "pallas_tpu": GroupedChoice(("tpu",), pallas_tpu.obstacle, pallas_tpu.tile, interpreter=True),
+    "pallas_tpu": GroupedChoice(
+        ("tpu",), pallas_tpu.obstacle, pallas_tpu.tile, gathers=True, interpreter=True
+    ),
     "ragged_dot": GroupedChoice(("tpu", "gpu"), not_ragged),
     "blocks": GroupedChoice(("cpu", "tpu", "gpu")),
     "pallas_gpu": GroupedChoice(("gpu",), pallas_gpu.obstacle, pallas_gpu.tile, interpreter=True),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moegen.ir.program import Op
-from moegen.ir.types import EXPERT, Tensor
-from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, outer_tile
+from moegen.ir.types import EXPERT, GROUP, TOKEN, Tensor
+from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, gathered_tile, outer_tile
+from moegen.ops.gathered import gather_before
 from moegen.ops.named import dims_tuple
 from moegen.ops.parts import ROWS
 from moegen.tune.target import Target
@@ -14,12 +15,16 @@ from moegen.tune.target import Target
 DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 UNLOWERED = ("normal_cdf",)
 """Elementwise ops that Pallas has no lowering of for TPUs; every other one compiles, by a test."""
+MOST_NUMBERS = 2**17
+"""Rows that the kernel can gather: their numbers take half of the 1 MiB of SMEM."""
 INTERPRETED = 16 * 1024**2
 """Bytes of VMEM assumed where the kernel is interpreted: the least that a TPU has."""
 
 
 def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
     """Why the kernel cannot run a product on a target; empty if it can."""
+    if op.name == "gathered_dot":
+        return _gather_obstacle(op, sizes, target)
     types = [v.type for v in (*op.inputs, *op.results) if isinstance(v.type, Tensor)]
     ranks = [len(t.dims) for t in (*types[:2], types[len(op.inputs)])]
     wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
@@ -38,8 +43,26 @@ def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
     return ""
 
 
+def _gather_obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
+    """Why the kernel cannot gather the rows of a product."""
+    product, x = gather_before(op)[1], op.inputs[0].type
+    if reason := obstacle(product, sizes, target):
+        return reason
+    if op.attr["block"] != 1:
+        return f"an expert's rows are padded to {op.attr['block']}, and it gathers no rows of zeros"
+    if sizes[GROUP] * sizes[TOKEN] % 2 and getattr(x, "dtype", "") == "bf16":
+        return "the number of tokens is odd, and it copies rows of bf16 in pairs"
+    if sizes[ROWS] > MOST_NUMBERS:
+        return f"there are more than {MOST_NUMBERS} rows to number"
+    if not tile(op, sizes, target):
+        return "no tile of it fits into VMEM beside the rows on their way"
+    return ""
+
+
 def tile(op: Op, sizes: Mapping[str, int], target: Target) -> tuple[int, ...]:
     """The tile of a product; empty if none fits into the target's VMEM."""
+    choose = gathered_tile if op.name == "gathered_dot" else dot_tile
+    op = gather_before(op)[1] if op.name == "gathered_dot" else op
     a, b, *_ = (v.type for v in op.inputs)
     assert isinstance(a, Tensor)
     assert isinstance(b, Tensor)
@@ -53,7 +76,7 @@ def tile(op: Op, sizes: Mapping[str, int], target: Target) -> tuple[int, ...]:
     moved = [t for t in (*by_row, *(r.type for r in op.results)) if isinstance(t, Tensor)]
     dtypes = tuple(DTYPES[t.dtype] for t in (a, *moved))
     turned = b.dims[-1] == over
-    return dot_tile(rows, sizes[over], sizes[width], experts, dtypes, vmem, turned)
+    return choose(rows, sizes[over], sizes[width], experts, dtypes, vmem, turned)
 
 
 def vmem_for(target: Target) -> int:

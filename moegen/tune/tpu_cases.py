@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from moegen.kernels.grouped_dot.pallas_tpu import dot_of_visits, grouped_dot_tpu
+from moegen.kernels.grouped_dot.pallas_tpu_gather import gathered_dot_tpu, gathered_of_visits
 from moegen.kernels.grouped_dot.pallas_tpu_outer import grouped_outer_tpu, outer_of_visits
 from moegen.kernels.grouped_dot.visits import row_visits
 
@@ -56,6 +57,39 @@ def dot(
     if visits is None:
         return call, [*shapes, _struct((experts,), "int32"), *extra]
     return fixed, [*shapes, *[_struct((visits,), "int32")] * 4, *extra]
+
+
+def gathered(
+    rows: int,
+    depth: int,
+    width: int,
+    experts: int,
+    tile: Sequence[int],
+    dtype: str = "bfloat16",
+    epilogue: str = "",
+    visits: int | None = None,
+) -> Case:
+    """The product of rows that the kernel gathers: two of each token."""
+    count, function = EPILOGUES[epilogue]
+    results = len(function(*[jnp.zeros((1, 1))] * (count + 1)))
+    settings: dict[str, Any] = {
+        "tile": tuple(tile), "transposed": False, "epilogue": function,
+        "dtypes": (dtype,) * results,
+    }  # fmt: skip
+    shapes = [_struct((rows // 2, depth), dtype), _struct((rows,), "int32")]
+    shapes.append(_struct((experts, depth, width), dtype))
+    extra = [_struct((rows, width), dtype)] * count
+
+    def call(x: Any, source: Any, w: Any, sizes: Any, *extra: Any) -> Any:
+        return gathered_dot_tpu(x, source, w, sizes, *extra, choices=2, **settings)
+
+    def fixed(x: Any, token: Any, w: Any, *given: Any) -> Any:
+        lists, extra = given[:6], given[6:]
+        return gathered_of_visits((*lists, visits), x, token, w, *extra, **settings, whole=True)
+
+    if visits is None:
+        return call, [*shapes, _struct((experts,), "int32"), *extra]
+    return fixed, [*shapes, *[_struct((visits,), "int32")] * 6, *extra]
 
 
 def outer(

@@ -19,6 +19,7 @@ class GroupedKernel:
       name: as in the attribute `kernel` of an op.
       dot: writes a `grouped_dot` with its epilogue.
       outer: writes a `grouped_outer`.
+      gathered: writes a `gathered_dot`, if the kernel gathers.
       modules: where the functions are that the two use.
     """
 
@@ -26,6 +27,7 @@ class GroupedKernel:
     dot: Callable[[Emitter, Op], list[str]]
     outer: Callable[[Emitter, Op], list[str]]
     modules: tuple[ModuleType, ...]
+    gathered: Callable[[Emitter, Op], list[str]] | None = None
 
 
 def experts_first(e: Emitter, value: Value) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +10,7 @@ from moegen.backends.expressions import JNP_DTYPES, epilogue_texts
 from moegen.backends.grouped.common import GroupedKernel, experts_first, outer_operands, own_sizes
 from moegen.backends.source import Emitter, aligned, dims_of
 from moegen.ir.program import Op, Value
-from moegen.ir.types import EXPERT, Tensor
+from moegen.ir.types import CHOICE, EXPERT, Tensor
 from moegen.ops.named import dims_tuple
 
 Respell = Callable[[str], str]
@@ -23,20 +23,41 @@ def pallas_kernel(
     outer: Callable[..., Any],
     modules: tuple[ModuleType, ...],
     respell: Respell = lambda text: text,
+    gathered: Callable[..., Any] | None = None,
 ) -> GroupedKernel:
-    """A kernel whose two functions take operands, `tile` and `interpret`, and `dot` an epilogue."""
+    """A kernel whose functions take operands, `tile` and `interpret`, and two an epilogue."""
+
+    def rows_first(e: Emitter, op: Op) -> list[str]:
+        rows, *others = op.inputs
+        return _dot(e, op, dot, [e.name(rows)], others, _settings(op), respell)
+
+    def tokens_first(e: Emitter, op: Op) -> list[str]:
+        assert gathered is not None
+        x, source, *others = op.inputs
+        settings = [f"choices={CHOICE}", *_settings(op)]
+        return _dot(e, op, gathered, [e.name(x), e.name(source)], others, settings, respell)
+
     return GroupedKernel(
         name,
-        lambda e, op: _dot(e, op, dot, respell),
+        rows_first,
         lambda e, op: _outer(e, op, outer),
         modules,
+        tokens_first if gathered else None,
     )
 
 
-def _dot(e: Emitter, op: Op, function: Callable[..., Any], respell: Respell) -> list[str]:
-    rows, weights, sizes, *extra = op.inputs
+def _dot(
+    e: Emitter,
+    op: Op,
+    function: Callable[..., Any],
+    first: list[str],
+    others: Sequence[Value],
+    settings: list[str],
+    respell: Respell,
+) -> list[str]:
+    """A product of what `first` names with weights, sizes and the epilogue's operands."""
+    weights, sizes, *extra = others
     (over,) = dims_tuple(op.attr["over"])
-    settings = _settings(op)
     if dims_of(weights)[-1] == over:
         settings.append("transposed=True")
     if "epilogue" in op.attr:
@@ -45,7 +66,7 @@ def _dot(e: Emitter, op: Op, function: Callable[..., Any], respell: Respell) -> 
         settings.append(f"epilogue=lambda {names}: {_tuple(texts)}")
         settings.append(f"dtypes={_tuple([_dtype(r) for r in op.results])}")
     flat = [_flat(e, v, dims_of(op.results[0])) for v in extra]
-    operands = ", ".join([e.name(rows), experts_first(e, weights), own_sizes(e, sizes), *flat])
+    operands = ", ".join([*first, experts_first(e, weights), own_sizes(e, sizes), *flat])
     left = (
         f"({e.results(op)},)" if "epilogue" in op.attr and len(op.results) == 1 else e.results(op)
     )

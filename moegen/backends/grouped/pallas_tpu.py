@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from moegen.backends.grouped.pallas import pallas_kernel
-from moegen.kernels.grouped_dot import heights, pallas_tpu, pallas_tpu_outer, visits, vmem
+from moegen.kernels.grouped_dot import (
+    heights,
+    pallas_tpu,
+    pallas_tpu_gather,
+    pallas_tpu_outer,
+    visits,
+    vmem,
+)
 
 PALLAS_TPU = pallas_kernel(
     "pallas_tpu",
     pallas_tpu.grouped_dot_tpu,
     pallas_tpu_outer.grouped_outer_tpu,
-    (pallas_tpu, pallas_tpu_outer, heights, visits, vmem),
+    (pallas_tpu, pallas_tpu_gather, pallas_tpu_outer, heights, visits, vmem),
+    gathered=pallas_tpu_gather.gathered_dot_tpu,
 )

@@ -24,6 +24,16 @@ def _outer(e: Emitter, op: Op) -> list[str]:
     return KERNELS[op.attr["kernel"]].outer(e, op)
 
 
-TEMPLATES: dict[str, Template] = {"grouped_dot": _dot, "grouped_outer": _outer}
+def _gathered(e: Emitter, op: Op) -> list[str]:
+    write = KERNELS[op.attr["kernel"]].gathered
+    assert write is not None
+    return write(e, op)
+
+
+TEMPLATES: dict[str, Template] = {
+    "grouped_dot": _dot,
+    "gathered_dot": _gathered,
+    "grouped_outer": _outer,
+}
 MODULES = tuple(dict.fromkeys(m for k in KERNELS.values() for m in k.modules))
 """The files of kernels whose names values in the source must not take."""

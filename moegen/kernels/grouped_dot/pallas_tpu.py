@@ -120,9 +120,26 @@ def dot_kernel(
     rows: Any,
     weights: Any,
     *refs: Any,
+    results: int,
+    **settings: Any,
+) -> None:
+    """One step: the visit of its number."""
+    visit = pl.program_id(1)
+    own = (owners[visit], first[visit], past[visit])
+    compute_visit(*own, rows, weights, refs[:-results], refs[-results:], **settings)
+
+
+def compute_visit(
+    owner: Any,
+    begin: Any,
+    end: Any,
+    rows: Any,
+    weights: Any,
+    extra: tuple[Any, ...],
+    outs: tuple[Any, ...],
+    *,
     experts: int,
     heights: tuple[int, ...],
-    results: int,
     transposed: bool,
     epilogue: Callable[..., tuple[jax.Array, ...]] | None,
     whole: bool,
@@ -131,11 +148,9 @@ def dot_kernel(
 
     Rows after its own may get anything: they belong to a later visit of the same tile.
     """
-    extra, outs = refs[:-results], refs[-results:]
-    visit, tall = pl.program_id(1), heights[0]
-    begin = first[visit]
+    tall = heights[0]
     low = begin & -16  # rows of bf16 come in registers of 16
-    needed = jnp.where(owners[visit] < experts, past[visit] - low, 0)
+    needed = jnp.where(owner < experts, end - low, 0)
 
     def write(height: int, values: tuple[jax.Array, ...], at: Any, shared: bool) -> None:
         mine = at + jax.lax.broadcasted_iota(jnp.int32, (height, 1), 0) >= begin

@@ -6,7 +6,12 @@ is moved while nothing is computed. Both are for a v5e (docs/kernels.md).
 
 from itertools import product
 
-from moegen.kernels.grouped_dot.vmem import dot_bytes, outer_bytes, padded_bytes
+from moegen.kernels.grouped_dot.vmem import (
+    dot_bytes,
+    gathered_bytes,
+    outer_bytes,
+    padded_bytes,
+)
 
 LANES = 128
 TALLEST = 1024
@@ -15,6 +20,8 @@ STEP = 310
 """Cycles of a step beside its products."""
 BYTES = 455
 """Bytes that HBM moves per cycle, as the compiler reckons."""
+PRODUCTS = 65536
+"""Multiplications that the MXUs do per cycle."""
 
 
 def dot_tile(
@@ -45,6 +52,30 @@ def dot_tile(
             moved += sum(padded_bytes(tall, wide, dtype) for dtype in dtypes[1:])
             steps = -(-width // wide) * max(-(-rows // tall), experts)
             found.append((STEP * steps + moved / BYTES, (wide, *parts(tall))))
+    return min(found)[1] if found else ()
+
+
+def gathered_tile(
+    rows: int,
+    depth: int,
+    width: int,
+    experts: int,
+    dtypes: tuple[str, ...],
+    vmem: int,
+    transposed: bool = False,
+) -> tuple[int, ...]:
+    """The tile of `gathered_dot_tpu`, as `dot_tile`: weights pass once for each visit here.
+
+    What of that takes longer than the products is seen.
+    """
+    found = []
+    for tall, wide in product(heights(rows, experts), widths(width)):
+        if gathered_bytes(tall, depth, wide, dtypes, transposed) <= vmem:
+            block = padded_bytes(depth, wide, dtypes[0])
+            moved = block + sum(padded_bytes(tall, wide, dtype) for dtype in dtypes[1:])
+            steps = -(-width // wide) * max(-(-rows // tall), experts)
+            unhidden = max(0, steps * block / BYTES - rows * depth * width / PRODUCTS)
+            found.append((STEP * steps + moved / BYTES + unhidden, (wide, *parts(tall))))
     return min(found)[1] if found else ()
 
 

@@ -28,6 +28,17 @@ def row_visits(
     return visit_groups(starts, ends, rows, tall, least=0)
 
 
+def tile_visits(
+    sizes: jax.Array, rows: int, tall: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """As `row_visits`; before the count, each visit's tile's first visit and number of visits."""
+    tile, owner, first, past, count = row_visits(sizes, rows, tall)
+    listed = jnp.arange(tile.shape[0]) < count
+    lead = sums(listed.astype(jnp.int32), tile[:, None] > tile)
+    many = sums(listed.astype(jnp.int32), tile[:, None] == tile)
+    return tile, owner, first, past, lead, many, count
+
+
 def expert_visits(
     sizes: jax.Array, rows: int, tall: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:

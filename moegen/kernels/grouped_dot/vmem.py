@@ -30,6 +30,21 @@ def dot_bytes(
     return 2 * blocks + rows + values + (weights if transposed else 0)
 
 
+def gathered_bytes(
+    tall: int,
+    depth: int,
+    wide: int,
+    dtypes: Sequence[jax.typing.DTypeLike],
+    transposed: bool,
+) -> int:
+    """Of `gathered_dot_tpu`: as `dot_bytes`, with rows in words of 32 bits twice, and unpacked."""
+    held = dot_bytes(tall, depth, wide, dtypes, transposed)
+    if jnp.dtype(dtypes[0]).itemsize == 4:
+        return held
+    words, shifts = padded_bytes(tall, depth, jnp.int32), padded_bytes(tall, 1, jnp.int32)
+    return held + words + 2 * shifts + words
+
+
 def outer_bytes(tall: int, deep: int, wide: int, dtype: jax.typing.DTypeLike) -> int:
     """Of `grouped_outer_tpu`: blocks twice, the total and a product in f32, rows turned once."""
     rows = padded_bytes(tall, deep, dtype)

@@ -56,18 +56,45 @@ def test_the_module_has_the_kernel_and_imports_jax_and_the_standard_library():
     assert names.index("dot_kernel") < names.index("dot_of_visits") < names.index("primal")
 
 
+def value_and_grad(layer):
+    def loss(params, x):
+        y, _ = layer(params, x)
+        return jnp.sum(y * jnp.cos(y)), y
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params(), X)
+
+
 def test_outputs_and_gradients_are_those_of_the_other_kernels():
-    def value_and_grad(layer):
-        def loss(params, x):
-            y, _ = layer(params, x)
-            return jnp.sum(y * jnp.cos(y)), y
-
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params(), X)
-
     got = value_and_grad(layer(target="cpu", kernel="pallas_tpu", interpret=True))
     want = value_and_grad(layer(target="cpu", kernel="runs"))
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_gathered_inside_where_asked_and_the_forward_makes_no_copy_of_them():
+    router = noisy_top_k.bind(k=2, dropless=True)
+    there, inside = (
+        {"target": "cpu", "interpret": True},
+        {"kernel": "pallas_tpu", "gather": "inside"},
+    )
+    one = mg.compile(router, gated, mg.Schedule(format="sorted", block=1, **there, **inside))
+    other = mg.compile(router, gated, mg.Schedule(format="sorted", kernel="runs"))
+    lowered = one.lower(params(), X)
+    moves = {n: [op.name for op in p.ops if op.name == "take_tokens"] for n, p in (
+        ("primal", lowered.parts.primal), ("forward", lowered.parts.forward),
+        ("backward", lowered.parts.backward),
+    )}  # fmt: skip
+    assert moves == {"primal": [], "forward": [], "backward": ["take_tokens"] * 2}
+    assert lowered.source().count("= gathered_dot_tpu(\n        x, source, w1, sizes, b_rows,") == 2
+    for got, want in zip(*(jax.tree.leaves(value_and_grad(f)) for f in (one, other)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_are_gathered_before_unless_asked():
+    assert "gathered_dot" not in source()
+    with pytest.raises(LoweringError, match="runs: it gathers no rows") as caught:
+        layer(target="cpu", gather="inside").lower(params(), X)
+    assert "gather=" in str(caught.value.fix)
 
 
 def test_it_is_for_tpus_unless_asked_to_be_interpreted():

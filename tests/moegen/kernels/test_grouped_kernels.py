@@ -1,12 +1,14 @@
 """Every kernel of grouped products against the products in float64, by one base of tests."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from moegen.kernels.grouped_dot import blocks, ragged, runs
 from moegen.kernels.grouped_dot.pallas_tpu import grouped_dot_tpu
+from moegen.kernels.grouped_dot.pallas_tpu_gather import gathered_dot_tpu
 from moegen.kernels.grouped_dot.pallas_tpu_outer import grouped_outer_tpu
 from moegen.ops.grouped import owner_mask
-from tests.moegen.kernels.grouped_base import DEPTH, EXPERTS, WIDTH, GroupedKernelTests
+from tests.moegen.kernels.grouped_base import DEPTH, EXPERTS, WIDTH, GroupedKernelTests, close
 
 
 class TestReference(GroupedKernelTests):
@@ -81,3 +83,47 @@ class TestPallasTpu(GroupedKernelTests):
 
     def outer(self, a, b, sizes):
         return grouped_outer_tpu(a, b, sizes, tile=(DEPTH, WIDTH, 64, 32, 16), interpret=True)
+
+
+class TestPallasTpuGather(GroupedKernelTests):
+    """The same rows, out of order among the tokens; tiles of 32, the last one of 8."""
+
+    unit = 1
+
+    def gathered(self, rows, weights, sizes, wide, **settings):
+        order = np.random.default_rng(3).permutation(len(rows))
+        source, tokens = jnp.argsort(jnp.asarray(order)), rows[order].reshape(2, -1, rows.shape[1])
+        return gathered_dot_tpu(
+            tokens, source.astype(jnp.int32), weights, sizes,
+            choices=1, tile=(wide, 32, 16), interpret=True, **settings,
+        )  # fmt: skip
+
+    def dot(self, rows, weights, sizes):
+        return self.gathered(rows, weights, sizes, 16)
+
+    def dot_transposed(self, rows, weights, sizes):
+        return self.gathered(rows, weights, sizes, DEPTH, transposed=True)
+
+    def outer(self, a, b, sizes):
+        return grouped_outer_tpu(a, b, sizes, tile=(DEPTH, WIDTH, 64, 32, 16), interpret=True)
+
+
+def test_a_gathering_kernel_reads_tokens_twice_and_runs_an_epilogue():
+    """Each token has two rows, and the epilogue operands of three shapes and two results."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=s).astype(np.float32) for s in ((10, 8), (3, 8, 40)))
+    shapes = ((20, 1), (1, 40), (20, 40))
+    by_row, by_column, both = (rng.normal(size=s).astype(np.float32) for s in shapes)
+    source, sizes = rng.permutation(20).astype(np.int32), np.asarray([11, 0, 6], np.int32)
+
+    def bent(acc, by_row, by_column, both):
+        return (acc + by_column) * by_row, acc - both
+
+    got = gathered_dot_tpu(
+        jnp.asarray(x), source, w, sizes, by_row, by_column, both, choices=2, tile=(8, 16),
+        epilogue=bent, dtypes=(jnp.float32, jnp.bfloat16), interpret=True,
+    )  # fmt: skip
+    acc = np.einsum("nd,ndf->nf", x[source // 2], w[np.repeat([0, 2, 2], [11, 6, 3])])
+    for one, other in zip(got, bent(acc, by_row, by_column, both), strict=True):
+        close(one[:17], other[:17], one.dtype.name)
+        assert not np.asarray(one[17:], np.float32).any()

@@ -483,6 +483,15 @@ GROUPED = [
         [[[1.0, 2.0], [3.0, 4.0], [12.0, 14.0], [10.0, 12.0], [0.0, 0.0]]],
         refused='%w, %rows, %sizes, over="D", block=1', match="needs rows \\[N", derivative=False,
     ),
+    Case(  # the choices of three tokens, two each, sorted: those of numbers 4, 0, 5, 1 have rows
+        "gathered_dot", '%x, %source, %w, %sizes, over="D", block=1',
+        {"G": 1, "S": 3, "K": 2, **_G},
+        {"x": ("f32[G, S, D]", [[[0.0, 1.0], [9.0, 9.0], [1.0, 0.0]]]),
+         "source": ("i32[N]", [4, 0, 5, 1, 6]), "w": _W, "sizes": _SIZES}, ["f32[N, F]"],
+        [[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0], [0.0, 0.0]]],
+        refused='%x, %slots, %w, %sizes, over="D", block=1', match="source must be i32\\[N\\]",
+        bad={"slots": "i32[G, E, S]"}, derivative=False,
+    ),
     Case(
         "grouped_outer", '%rows, %b, %sizes, block=1, out=("E", "D", "F")', _G,
         {"rows": _ROWS, "b": ("f32[N, F]", [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0],

@@ -128,12 +128,16 @@ def test_derivative(case):
         assert_same(got.values(), want.values(), 1e-5)
 
 
-ON_CPU = {"send_rows": "all_gather", "return_rows": "all_gather"}
+ON_CPU = {
+    "send_rows": KernelChoice("all_gather"),
+    "return_rows": KernelChoice("all_gather"),
+    "gathered_dot": KernelChoice("pallas_tpu", (2, 32), interpret=True),
+}
 
 
 def emitted(program):
     """Runs a program as the XLA backend writes it."""
-    program = select_kernels(program, lambda p, op: KernelChoice(ON_CPU.get(op.name, "blocks")))
+    program = select_kernels(program, lambda p, op: ON_CPU.get(op.name, KernelChoice("blocks")))
     e = Emitter(program, xla.TEMPLATES, xla.KERNEL_NAMES)
     returns = "(" + "".join(f"{e.name(v)}, " for _, v in program.outputs) + ")"
     run = emit_function(

@@ -11,6 +11,7 @@ from moegen.passes.canonicalize import canonicalize
 from moegen.passes.choose_format import choose_format
 from moegen.passes.differentiate import differentiate
 from moegen.passes.fuse import fuse
+from moegen.passes.fuse_gathers import fuse_gathers
 from moegen.passes.layout import MeshAxes, make_layout
 from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import rematerialize
@@ -38,6 +39,11 @@ def saving(run):
     return lambda p: run(p, "least")
 
 
+def gathering(p):
+    """The second part of fuse, for kernels that can gather the rows of any product."""
+    return fuse_gathers(p, lambda q, op: True)
+
+
 ON_MESH = MeshAxes(
     (("data", 1), ("expert", 2), ("model", 5)),
     (("data", ("G",)), ("expert", ("G", "E")), ("model", ("F",))),
@@ -62,6 +68,7 @@ CASES = [  # one file is the result of a pass and the input of the next
     ("layer.onehot", fuse, "layer.onehot.fuse"),
     ("layer.slots", fuse, "layer.slots.fuse"),
     ("layer.sorted", fuse, "layer.sorted.fuse"),
+    ("layer.sorted.fuse", gathering, "layer.sorted.fuse_gathers"),
     ("layer.sorted.fuse", kernels("cpu"), "layer.sorted.select_kernels_cpu"),
     (
         "layer.sorted.select_kernels_cpu",

@@ -6,7 +6,13 @@ import moegen as mg
 from moegen.errors import LoweringError, ScheduleError
 from moegen.ir.parse import parse
 from moegen.ir.types import value_bytes
-from moegen.tune.choose import balanced_block, exchange_for, kernel_for, pick_format
+from moegen.tune.choose import (
+    balanced_block,
+    exchange_for,
+    gathers_inside,
+    kernel_for,
+    pick_format,
+)
 from moegen.tune.cost import op_cost, op_flops, program_cost
 from moegen.tune.target import TARGETS, Target, target_named
 from tests.moegen.programs import lowered, traced
@@ -187,6 +193,40 @@ def test_pallas_tpu_is_refused_where_it_cannot_run(line, why):
     with pytest.raises(LoweringError, match=f"pallas_tpu cannot run it: .*{why}"):
         kernel_for(product, "pallas_tpu", target_named("tpu"), SIZES)
     assert kernel_for(product, "auto", target_named("tpu"), SIZES).kernel != "pallas_tpu"
+
+
+GATHERED = "%x: bf16[G, S, D], %f: f32[G, S, D], %source: i32[N], %sizes: i32[E]"
+
+
+def gathered(rest="block=1", x="%x", w="%w: bf16[E, D, F]"):
+    dtype = w.split()[1].partition("[")[0]
+    line = f'%y: {dtype}[N, F] = gathered_dot({x}, %source, %w, %sizes, over="D", {rest})'
+    return op(line, f"{GATHERED}, {w}")
+
+
+@pytest.mark.parametrize(
+    ("product", "sizes", "why"),
+    [
+        (gathered("block=4"), SIZES, "padded to 4, and it gathers no rows of zeros"),
+        (gathered(), {**SIZES, "G": 1, "S": 7}, "number of tokens is odd"),
+        (gathered(), {**SIZES, "N": 2**18}, "more than 131072 rows to number"),
+        (gathered('block=1, epilogue=("normal_cdf(acc)",)'), SIZES, "has normal_cdf"),
+        (gathered(), {**SIZES, "D": 2**20, "F": 2**20}, "no tile of it fits"),
+    ],
+)
+def test_gathering_inside_is_refused_where_the_kernel_cannot(product, sizes, why):
+    with pytest.raises(LoweringError, match=f"pallas_tpu: .*{why}.*; ragged_dot: it gathers no"):
+        gathers_inside(product, "inside", "auto", target_named("tpu"), sizes)
+
+
+def test_gathering_inside_is_chosen_where_asked():
+    tpu, f32 = target_named("tpu"), gathered(x="%f", w="%w: f32[E, D, F]")
+    assert gathers_inside(gathered(), "inside", "auto", tpu, SIZES)
+    assert gathers_inside(f32, "inside", "pallas_tpu", tpu, {**SIZES, "G": 1, "S": 7})
+    assert not gathers_inside(gathered(), "auto", "auto", tpu, SIZES)
+    taken = kernel_for(gathered(), "auto", tpu, SIZES)
+    assert (taken.kernel, taken.tile) == ("pallas_tpu", (6, 32))
+    assert op_flops(gathered(), SIZES) == op_flops(grouped(1), SIZES)
 
 
 WIDE = {**SIZES, "N": 256, "D": 64, "F": 128}
