@@ -17,7 +17,7 @@ BASE = {"moegen.errors", "moegen._compat"}
 OPS = BASE | {"moegen.ir", "moegen.ops"}
 BELOW_TUNE = OPS | {"moegen.dsl", "moegen.passes", "moegen.kernels", "moegen.backends"}
 BELOW_PUBLIC = BELOW_TUNE | {"moegen.tune", "moegen.runtime"}
-PUBLIC = {"moegen", "moegen.errors", "moegen.experts", "moegen.routers"}
+PUBLIC = {"moegen", "moegen.errors", "moegen.experts", "moegen.plan", "moegen.routers"}
 
 # layer -> the other layers it may import
 ALLOWED: dict[str, set[str]] = {
@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "moegen.tune": BELOW_TUNE,
     "moegen.runtime": BELOW_TUNE | {"moegen.tune"},
     "moegen": BELOW_PUBLIC,
+    "moegen.plan": BELOW_PUBLIC,
     "moegen.experts": {"moegen", "moegen.errors"},
     "moegen.routers": {"moegen", "moegen.errors"},
     "moegen.catalogue": BELOW_PUBLIC | {"moegen", "moegen.experts", "moegen.routers"},

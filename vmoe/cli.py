@@ -43,6 +43,10 @@ commands
         Copy a checkpoint to the format of DST: .npz, .safetensors, .index (released V-MoE).
   convert SRC DIR --config=FILE [--image=SIZE]
         Make a checkpoint a run at step 0, for evaluate, predict, sweep, export and train.
+  plan --model=V-MoE-15B --topology=v5p:8x8x8 --mesh=data=16,expert=32 [--batch=4096] [--image=224]
+       [--depth=N] [--nocompile] [--output=FILE.json] [--config.FIELD=VALUE ...]
+        What a training step takes on TPUs that are not here: memory, exchange, time, better meshes.
+        --config=FILE plans that run instead of a published model; --depth cuts blocks off.
   configs
         List the configs that come with vmoe.
 
@@ -136,6 +140,10 @@ COMMANDS = {
     "upcycle": Command(("from", "config", "out", "image")),
     "inspect": Command(arguments=("CKPT",)),
     "convert": Command(("part", "names", "config", "image"), ("SRC", "DST")),
+    "plan": Command(
+        ("model", "config", "topology", "mesh", "batch", "image", "depth", "output"),
+        switches=("compile",),
+    ),
     "configs": Command(),
 }
 

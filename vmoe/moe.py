@@ -140,12 +140,17 @@ def group_count(batch: int, group_images: int) -> int:
 
 
 @functools.cache
-def compiled_layer(config: MoEConfig, train: bool, mesh: jax.sharding.Mesh | None = None) -> Any:
+def compiled_layer(
+    config: MoEConfig,
+    train: bool,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
+    target: str | None = None,
+) -> Any:
     """The moegen layer of a config: one object for all its blocks, so each shape compiles once."""
     return moegen.compile(
         bound_router(config.router, train),
         experts.mlp.bind(dropout=config.dropout if train else 0.0),
-        schedule=moegen.Schedule(format=config.format, mesh=mesh),
+        schedule=moegen.Schedule(format=config.format, mesh=mesh, target=target),
     )
 
 

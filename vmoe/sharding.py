@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vmoe.errors import UserError
@@ -56,8 +57,17 @@ def make_mesh(axes: MeshAxes) -> Mesh | None:
             f"mesh={axes} needs {wanted} devices, there are {len(there)}; fix: a smaller mesh, or "
             f"on a CPU XLA_FLAGS=--xla_force_host_platform_device_count={wanted}"
         )
-    devices = np.array(there[:wanted]).reshape([size for _, size in axes])
-    return Mesh(devices, [name for name, _ in axes], axis_types=(AxisType.Auto,) * len(axes))
+    return mesh_of(axes, there[:wanted])
+
+
+def mesh_of(axes: MeshAxes, devices: Sequence[Any]) -> Mesh:
+    """A mesh of just these devices; of TPUs, every axis gets neighbours on the torus."""
+    sizes = [size for _, size in axes]
+    if devices[0].platform == "tpu":
+        array = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        array = np.array(devices).reshape(sizes)
+    return Mesh(array, [name for name, _ in axes], axis_types=(AxisType.Auto,) * len(axes))
 
 
 def spanning(axes: MeshAxes) -> MeshAxes:
@@ -100,7 +110,7 @@ def own_images(mesh: Mesh | None, images: int) -> np.ndarray:
             f"a batch of {images} images has no {parts} equal parts for the mesh axes {axes}; "
             f"fix: data.batch_size={-(-images // parts) * parts}"
         )
-    parts_here = _image_place(mesh).addressable_devices_indices_map((images,)).values()
+    parts_here = batch_place(mesh).addressable_devices_indices_map((images,)).values()
     return np.unique(np.concatenate([np.arange(images)[part] for (part,) in parts_here]))
 
 
@@ -120,7 +130,7 @@ def place_batch(
     if mesh is None:
         return batch
     images = len(next(iter(batch.values()))) if images is None else images
-    own, place = own_images(mesh, images), _image_place(mesh)
+    own, place = own_images(mesh, images), batch_place(mesh)
 
     def placed(array: Any) -> jax.Array:
         def part(index: tuple[slice, ...]) -> Any:
@@ -165,7 +175,8 @@ def _image_axes(mesh: Mesh) -> tuple[str, ...]:
     return tuple(axis for axis in IMAGE_AXES if axis in mesh.axis_names)
 
 
-def _image_place(mesh: Mesh) -> NamedSharding:
+def batch_place(mesh: Mesh) -> NamedSharding:
+    """Where the arrays of a batch are: split by images."""
     return NamedSharding(mesh, PartitionSpec(_image_axes(mesh)))
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from vmoe import model
 from vmoe.adversarial import perturbed
@@ -96,10 +97,13 @@ def _of_a_step(config: TrainConfig) -> TrainConfig:
 
 @cache
 def _compiled_step(config: TrainConfig) -> TrainStep:
+    return step_on(config, make_mesh(config.mesh))
+
+
+def step_on(config: TrainConfig, mesh: Mesh | None) -> Any:
+    """`make_train_step` on a mesh of any devices, such as ones to compile for, as a jax.jit."""
     optimizer = make_optimizer(config.optim, config.steps)
     schedule = make_schedule(config.optim.schedule, config.optim.lr, config.steps)
-
-    mesh = make_mesh(config.mesh)
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)

@@ -13,7 +13,7 @@ from moegen.passes.formats.exchanges import EXCHANGES
 from moegen.passes.layout import DEFAULT_AXES, MeshAxes, token_axes
 from moegen.passes.rematerialize import SAVES
 from moegen.tune.choose import GATHERS, KERNELS
-from moegen.tune.target import Target, target_named
+from moegen.tune.target import Target, target_named, target_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class Schedule:
       exchange: how sorted rows go to experts on other devices: "blocks" as long as the worst case,
         "ragged", just the rows there are, or "auto": ragged where the target has a collective for
         it (TPUs, GPUs).
-      target: a name of `moegen.tune.target.TARGETS`, or None for the default JAX device.
+      target: a name of `moegen.tune.target.TARGETS`, or None for the devices of the mesh, or the
+        default JAX device.
       mesh: a jax.sharding.Mesh of devices that share the work, or None for one device; an
         AbstractMesh will do to look at programs and sources.
       axes: what each axis of the mesh splits, as a dict such as {"data": "G", "expert": "G E",
@@ -82,7 +83,10 @@ class Schedule:
         return mesh.devices(token_axes(mesh)) if mesh else 1
 
     def resolve_target(self) -> Target:
-        """Returns the target that is meant, the default device's if none is named."""
+        """Returns the target that is meant; if none is named, the mesh's devices or the default."""
+        if self.target is None and isinstance(self.mesh, jax.sharding.Mesh):
+            device = self.mesh.devices.flat[0]
+            return target_of(device.platform, device.device_kind)
         return target_named(self.target or jax.default_backend())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import linecache
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,8 @@ from moegen.passes.pipeline import STAGES, Plan, run_pipeline
 from moegen.runtime.saved import explain_saved, saved_bytes
 from moegen.runtime.schedule import Schedule
 from moegen.tune.choose import FormatChoice, gathers_inside, kernel_for, loop_pays, pick_format
+from moegen.tune.cost import Cost, program_collectives, program_cost
+from moegen.tune.network import Box, Collective
 from moegen.tune.target import Target
 
 
@@ -135,6 +137,22 @@ class Lowered:
         )
         parts.append(f"// kept for the backward\n{kept}\n")
         return "\n".join(parts)
+
+    def cost(self, boxes: Mapping[str, Box] | None = None, *, forward: bool = False) -> Cost:
+        """The estimate of one device's work, see `moegen.tune.cost`.
+
+        Args:
+          boxes: what each mesh axis is of the network; one that is not named is a ring.
+          forward: of the forward alone, as training runs it, not of the backward too.
+        """
+        return program_cost(self._costed(forward), self.target, boxes)
+
+    def collectives(self, *, forward: bool = False) -> list[Collective]:
+        """The collectives that the program asks for."""
+        return program_collectives(self._costed(forward))
+
+    def _costed(self, forward: bool) -> Program:
+        return self.parts.forward if forward else self.program
 
     @cached_property
     def saved(self) -> dict[Value, int]:

@@ -1,39 +1,106 @@
 """The cost model: FLOPs, bytes and starts of a program against a target's rates.
 
 An estimate to rank lowerings by, not a clock: each op takes the longer of its arithmetic
-and its memory traffic, plus the time to start it.
+and its memory traffic, plus the time to start it. On a mesh, of one device's own parts; a move
+takes what `tune/network.py` says of its links, and nothing runs meanwhile.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from moegen.ir.locality import own_sizes
 from moegen.ir.program import Op, Program, Value
-from moegen.ir.types import EXPERT, Tensor, Type, value_bytes
+from moegen.ir.types import EXPERT, Tensor, Type, placement_of, value_bytes
+from moegen.tune.network import NETWORKS, Box, Collective, joined, ring, seconds
 from moegen.tune.target import Target
 
 WIDENED = 8
 """Bytes per element that is widened to float32: written once, read once."""
 
 
+MOVES = {
+    "all_to_all": "all_to_all",
+    "swap_parts": "all_to_all",
+    "send_rows": "all_to_all",
+    "return_rows": "all_to_all",
+    "all_gather": "all_gather",
+    "reduce_scatter": "reduce_scatter",
+    "psum": "all_reduce",
+}
+"""Ops that are collectives, and which."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Floating point operations, bytes moved, and the estimated seconds."""
+    """Floating point operations, memory bytes and the estimated seconds, of one device.
+
+    `moving` is the part of the seconds that collectives take.
+    """
 
     flops: float
     bytes: float
     seconds: float
+    moving: float = 0.0
 
 
-def program_cost(program: Program, target: Target) -> Cost:
-    """Sums the costs of a program's ops."""
-    sizes = program.sizes
-    flops = moved = seconds = 0.0
+def program_cost(program: Program, target: Target, boxes: Mapping[str, Box] | None = None) -> Cost:
+    """Sums the costs of a program's ops.
+
+    Args:
+      program: at any stage.
+      target: the device.
+      boxes: what each mesh axis is of the network; one that is not named is a ring.
+    """
+    flops = moved = spent = 0.0
     for op in program.ops:
-        cost = op_cost(op, sizes, target)
-        flops, moved, seconds = flops + cost.flops, moved + cost.bytes, seconds + cost.seconds
-    return Cost(flops, moved, seconds)
+        if op.name not in MOVES:
+            cost = op_cost(op, own_sizes(program, op), target)
+            flops, moved, spent = flops + cost.flops, moved + cost.bytes, spent + cost.seconds
+    moving = moving_seconds(program_collectives(program), dict(program.mesh), target, boxes)
+    return Cost(flops, moved, spent + moving, moving)
+
+
+def program_collectives(program: Program) -> list[Collective]:
+    """The collectives of a program, as its moves ask for them."""
+    mesh, found = dict(program.mesh), []
+    for op in program.ops:
+        if op.name in MOVES:
+            axes = op.attr["axes"]
+            devices = math.prod(mesh[a] for a in axes)
+            # Of ragged rows the lists are as long as the worst case where they arrive only.
+            ragged = op.name in ("send_rows", "return_rows")
+            moved = (op.inputs[0], *(op.results if ragged else ()))
+            nbytes = min(_own_bytes(program, value) for value in moved)
+            found.append(Collective(MOVES[op.name], axes, devices, nbytes))
+    return found
+
+
+def moving_seconds(
+    found: Sequence[Collective],
+    mesh: Mapping[str, int],
+    target: Target,
+    boxes: Mapping[str, Box] | None = None,
+) -> float:
+    """Seconds of collectives one after the other."""
+    network, known = NETWORKS[target.name], boxes or {}
+    return sum(
+        one.times
+        * seconds(
+            one.kind, one.nbytes, joined([known.get(a, ring(mesh[a])) for a in one.axes]), network
+        )
+        for one in found
+    )
+
+
+def _own_bytes(program: Program, value: Value) -> int:
+    """Bytes of the part of a value that one device has."""
+    sizes, mesh = program.sizes, dict(program.mesh)
+    for dim, axes in placement_of(value.type).splits:
+        sizes[dim] = program.sizes[dim] // math.prod(mesh[a] for a in axes)
+    return value_bytes(value.type, sizes)
 
 
 def op_cost(op: Op, sizes: dict[str, int], target: Target) -> Cost:

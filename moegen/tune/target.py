@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from moegen.errors import ScheduleError, did_you_mean
 
-MIB = 1024**2
+MIB, GIB = 1024**2, 1024**3
 GPU_SHARED = 227 * 1024
 """Shared memory of a block, compute capability 9.0 and 10.0 (CUDA C++ programming guide)."""
 
@@ -26,6 +26,7 @@ class Target:
         JAX's default precision, which is bf16 passes on TPU and TF32 on GPU.
       cores: TensorCores, multiprocessors or CPU cores that share the work.
       on_chip: bytes a kernel can hold: VMEM of a core, shared memory of a block.
+      memory: bytes of HBM; 0 where it is not known.
       source: where the figures come from.
     """
 
@@ -38,6 +39,7 @@ class Target:
     rates: tuple[tuple[str, float], ...] = ()
     cores: int = 1
     on_chip: int = 0
+    memory: int = 0
     source: str = ""
 
     def rate(self, dtype: str) -> float:
@@ -46,16 +48,20 @@ class Target:
 
 
 def _tpu(
-    name: str, bf16: float, i8: float, bandwidth: float, vmem: int, cores: int, page: str
+    name: str, bf16: float, i8: float, bandwidth: float, vmem: int, cores: int, hbm: int, page: str
 ) -> Target:
     rates = (("bf16", bf16), ("f32", bf16), ("i8", i8))
     chip = f"cloud.google.com/tpu/docs/{page}; VMEM: jax pallas mosaic tpu_info"
-    return Target(name, "tpu", bf16, bandwidth, 2e-6, 1, rates, cores, vmem * MIB, chip)
+    held = (vmem * MIB, hbm * GIB)
+    return Target(name, "tpu", bf16, bandwidth, 2e-6, 1, rates, cores, *held, chip)
 
 
-def _gpu(name: str, bf16: float, tf32: float, bandwidth: float, sms: int, sheet: str) -> Target:
+def _gpu(
+    name: str, bf16: float, tf32: float, bandwidth: float, sms: int, hbm: int, sheet: str
+) -> Target:
     rates = (("bf16", bf16), ("f32", tf32), ("i8", 2 * bf16))
-    return Target(name, "gpu", bf16, bandwidth, 3e-6, 1, rates, sms, GPU_SHARED, sheet)
+    held = (GPU_SHARED, hbm * 10**9)
+    return Target(name, "gpu", bf16, bandwidth, 3e-6, 1, rates, sms, *held, sheet)
 
 
 TARGETS = {
@@ -72,15 +78,15 @@ TARGETS = {
             2,
             source="order of two Zen 4 cores",
         ),
-        _tpu("tpu_v4", 2.75e14, 2.75e14, 1.228e12, 16, 2, "v4"),
-        _tpu("tpu_v5e", 1.97e14, 3.94e14, 8.19e11, 128, 1, "v5e"),
-        _tpu("tpu_v5p", 4.59e14, 9.18e14, 2.765e12, 64, 2, "v5p"),
-        _tpu("tpu_v6e", 9.18e14, 1.836e15, 1.64e12, 128, 1, "v6e"),
+        _tpu("tpu_v4", 2.75e14, 2.75e14, 1.228e12, 16, 2, 32, "v4"),
+        _tpu("tpu_v5e", 1.97e14, 3.94e14, 8.19e11, 128, 1, 16, "v5e"),
+        _tpu("tpu_v5p", 4.59e14, 9.18e14, 2.765e12, 64, 2, 95, "v5p"),
+        _tpu("tpu_v6e", 9.18e14, 1.836e15, 1.64e12, 128, 1, 32, "v6e"),
         # JAX sees each of the chip's two cores as a device: half of 2307 TFLOP/s and 7.38 TB/s.
-        _tpu("tpu7x", 1.1535e15, 2.307e15, 3.69e12, 64, 1, "tpu7x"),
-        _gpu("h100", 9.89e14, 4.945e14, 3.35e12, 132, "NVIDIA H100 SXM data sheet, dense rates"),
-        _gpu("h200", 9.89e14, 4.945e14, 4.8e12, 132, "NVIDIA H200 SXM data sheet, dense rates"),
-        _gpu("b200", 2.25e15, 1.125e15, 8.0e12, 148, "NVIDIA DGX B200 data sheet, dense rates"),
+        _tpu("tpu7x", 1.1535e15, 2.307e15, 3.69e12, 64, 1, 96, "tpu7x"),
+        _gpu("h100", 9.89e14, 4.945e14, 3.35e12, 132, 80, "NVIDIA H100 SXM data sheet, dense"),
+        _gpu("h200", 9.89e14, 4.945e14, 4.8e12, 132, 141, "NVIDIA H200 SXM data sheet, dense"),
+        _gpu("b200", 2.25e15, 1.125e15, 8.0e12, 148, 180, "NVIDIA DGX B200 data sheet, dense"),
     )
 }
 """Published peak rates; the CPU's is the order of two server cores."""

@@ -118,7 +118,7 @@ def _run(target: str, jobs: list[Job], folder: Path, estimate: bool) -> Iterator
         process = subprocess.Popen(
             [*command, profiles if estimate else ""],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True,
-            env=_environment(folder, profiles if estimate else ""),
+            env=environment(folder, profiles if estimate else ""),
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
@@ -141,7 +141,13 @@ def _run(target: str, jobs: list[Job], folder: Path, estimate: bool) -> Iterator
             yield Compilation(jobs[done].name, f"the compiler aborted: {_last(complaints.read())}")
 
 
-def _environment(folder: Path, profiles: str) -> dict[str, str]:
+def environment(folder: Path, profiles: str = "") -> dict[str, str]:
+    """The environment variables of a process that compiles for TPUs, on a CPU.
+
+    Args:
+      folder: from `libtpu_folder`.
+      profiles: the folder that the compiler writes its estimates of cycles to; "": none.
+    """
     path = [str(Path(__file__).parents[2]), str(folder), os.environ.get("PYTHONPATH", "")]
     given = os.environ.get("LIBTPU_INIT_ARGS", "")
     asked = f"--xla_jf_dump_static_llo_profile_to={profiles}" if profiles else ""
