@@ -16,7 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from moegen.kernels.grouped_dot.visits import expert_visits, row_visits
+from moegen.kernels.grouped_dot.pallas_tpu_outer import own_visits
+from moegen.kernels.grouped_dot.visits import row_visits
 from moegen.tune.product import Product
 from moegen.tune.tpu_compiler import Compilation, Job, compile_for
 
@@ -122,20 +123,32 @@ def product_cycles(product: Product, tile: Sequence[int], steps: Steps, sizes: n
 
 
 def pieces(sizes: np.ndarray, rows: int, heights: Sequence[int], outer: bool) -> Counter[int]:
-    """How often each height is computed, visit by visit, as `compute_heights` does."""
-    tall, most, *less = (*heights, *(heights if len(heights) == 1 else ()))
-    listed = (expert_visits if outer else row_visits)(jnp.asarray(sizes), rows, tall)
+    """How often each height is computed, visit by visit, as the kernels do."""
+    listed = (own_visits if outer else row_visits)(jnp.asarray(sizes), rows, heights[0])
     *_, firsts, pasts = (np.asarray(a)[: int(listed[4])] for a in listed[:4])
     found: Counter[int] = Counter()
     for first, past in zip(firsts.tolist(), pasts.tolist(), strict=True):
-        needed = past - (first & -16)
-        enough = past == tall if outer else needed > tall - (most - (less[0] if less else 0))
-        if first == 0 and enough:
-            found[tall] += 1
-            continue
-        left = needed % most
-        rest = left > (less[0] if less else 0)
-        found[most] += needed // most + rest
-        if left and not rest:
-            found[min(h for h in less if h >= left)] += 1
+        found += (_outer_pieces if outer else _dot_pieces)(first, past, heights)
     return found
+
+
+def _dot_pieces(first: int, past: int, heights: Sequence[int]) -> Counter[int]:
+    """Of one visit, as `compute_heights`: the second height, then one that holds the rest."""
+    tall, most, *less = (*heights, *(heights if len(heights) == 1 else ()))
+    needed, fewer = past - (first & -16), less[0] if less else 0
+    if first == 0 and needed > tall - (most - fewer):
+        return Counter({tall: 1})
+    left = needed % most
+    found = Counter({most: needed // most + (left > fewer)})
+    if 0 < left <= fewer:
+        found[min(h for h in less if h >= left)] += 1
+    return found
+
+
+def _outer_pieces(first: int, past: int, heights: Sequence[int]) -> Counter[int]:
+    """Of one visit, as `outer_kernel`: the second height, then each that the rest is a sum of."""
+    tall, most, *less = (*heights, *(heights if len(heights) == 1 else ()))
+    if (first, past) == (0, tall):
+        return Counter({tall: 1})
+    needed = -(-past // heights[-1]) * heights[-1] if past > first else 0
+    return Counter({most: needed // most}) + Counter({h: 1 for h in less if needed & h})

@@ -10,7 +10,7 @@ from moegen.tune.tpu_compiler import Compilation
 
 def test_megablox_computes_a_shared_tile_for_each():
     sizes = tpu_kernels.routings(ISSUE[0])["skewed"]
-    assert tpu_kernels.visits(sizes, 8192, 512, False) == 16 + 7
+    assert tpu_kernels.visits(sizes, 512, False) == 16 + 7
 
 
 @pytest.mark.parametrize("shape", [*ISSUE, *HELD_OUT])

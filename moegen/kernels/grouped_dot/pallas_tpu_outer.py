@@ -1,11 +1,13 @@
 """Gradients of experts' weights on TPUs: per expert, the sum over its rows of outer products.
 
-One step of the grid is one tile of rows, the part of it that one expert owns, and one block of the
-result, which stays in place while the expert does. Rows of other experts in the tile are masked,
-and no more rows are multiplied than the expert has there, rounded up to one of a few heights.
+One step of the grid is one tile of an expert's rows and one block of the result, which stays in
+place while the expert does. An expert's tiles start at its own first row, rounded down to a whole
+register: no tile is shared. Of the last one no more rows are multiplied than the expert has,
+rounded up to the least height; rows of others are masked.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,9 +15,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from moegen.kernels.grouped_dot.heights import compute_heights
-from moegen.kernels.grouped_dot.visits import expert_visits
+from moegen.kernels.grouped_dot.visits import sums
 from moegen.kernels.grouped_dot.vmem import outer_bytes
+
+REGISTER = 16
+"""Rows of bf16 in a register: where a tile may start."""
 
 
 def grouped_outer_tpu(
@@ -33,10 +37,10 @@ def grouped_outer_tpu(
       b: of the same dtype.
       sizes: i32[E], rows of each expert; without any, its result is 0.
       tile: widths of a block of the result in D and F; then heights, multiples of 16, the tallest
-        first: that of a tile of rows, and those of its parts.
+        first: that of a tile of rows, and those of its parts, each half of the one before.
       interpret: how to run where there is no TPU, as in `pl.pallas_call`.
     """
-    visits = expert_visits(sizes, a.shape[0], tile[2])
+    visits = own_visits(sizes, a.shape[0], tile[2])
     return outer_of_visits(visits, a, b, sizes.shape[0], tile=tile, interpret=interpret)
 
 
@@ -60,13 +64,13 @@ def outer_of_visits(
             num_scalar_prefetch=4,
             grid=(pl.cdiv(depth, deep), pl.cdiv(width, wide), count),
             in_specs=[
-                pl.BlockSpec((tall, deep), lambda k, n, v, tiles, *_: (tiles[v], k)),
-                pl.BlockSpec((tall, wide), lambda k, n, v, tiles, *_: (tiles[v], n)),
+                _rows(tall, deep, depth, lambda k, n: k),
+                _rows(tall, wide, width, lambda k, n: n),
             ],
             out_specs=pl.BlockSpec(
-                (None, deep, wide), lambda k, n, v, tiles, owners, *_: (owners[v], k, n)
+                (None, deep, wide), lambda k, n, v, starts, owners, *_: (owners[v], k, n)
             ),
-            scratch_shapes=[pltpu.VMEM((deep, wide), jnp.float32), pltpu.SMEM((2,), jnp.int32)],
+            scratch_shapes=[pltpu.VMEM((deep, wide), jnp.float32), pltpu.SMEM((1,), jnp.int32)],
         ),
         out_shape=jax.ShapeDtypeStruct((experts, depth, width), a.dtype),
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + 2**21),
@@ -76,8 +80,39 @@ def outer_of_visits(
     return made
 
 
+def own_visits(
+    sizes: jax.Array, rows: int, tall: int
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Lists for every expert the tiles of its rows, in order; one of no rows if it has none.
+
+    Args:
+      sizes: i32[E], rows of each expert; they follow each other.
+      rows: of all experts and of none, static.
+      tall: rows of a tile; the last one may reach past the rows.
+
+    Returns:
+      For each visit i32[V]: the row that its tile starts at, its expert, and the first row in the
+      tile and the one past the last that are the expert's; and how many of the V there are.
+    """
+    experts = sizes.shape[0]
+    group = jnp.arange(experts, dtype=jnp.int32)
+    visit = jnp.arange((rows + (REGISTER - 1) * experts) // tall + experts, dtype=jnp.int32)
+    ends = sums(sizes, group[:, None] >= group)
+    begins = sums(sizes, group[:, None] > group)
+    # An expert without rows may start past the last row.
+    leads = jnp.minimum(begins, rows - 1) & -REGISTER
+    count = jnp.maximum(jax.lax.div(ends - leads + tall - 1, tall), 1)
+    count = jnp.where(ends > begins, count, 1)
+    before = sums(count, group[:, None] > group)
+    mine = (visit[:, None] >= before) & (visit[:, None] < before + count)
+    start = sums(leads - before * tall, mine) + jnp.where(jnp.any(mine, 1), visit * tall, 0)
+    first = jnp.clip(sums(begins, mine) - start, 0, tall)
+    past = jnp.clip(sums(ends, mine) - start, 0, tall)
+    return start, sums(group, mine), first, past, jnp.sum(count, dtype=jnp.int32)
+
+
 def outer_kernel(
-    tiles: Any,
+    starts: Any,
     owners: Any,
     first: Any,
     past: Any,
@@ -85,43 +120,62 @@ def outer_kernel(
     b: Any,
     out: Any,
     total: Any,
-    counted: Any,
+    fresh: Any,
     *,
     heights: tuple[int, ...],
     whole: bool,
 ) -> None:
     """One visit: adds the products of its rows to the expert's total, from 0 at its first visit.
 
-    `counted`: the row up to which rows are in the total, as parts of a tile may overlap; and
-    whether the total is still to be started.
+    `fresh`: whether the total is still to be started.
     """
-    visit, tall = pl.program_id(2), heights[0]
+    visit, tall, least = pl.program_id(2), heights[0], heights[-1]
     begin, end = first[visit], past[visit]
-    low = begin & -16  # rows of bf16 come in registers of 16
-    needed = jnp.where(end > begin, end - low, 0)
-    fresh = (visit == 0) | (owners[jnp.maximum(visit - 1, 0)] != owners[visit])
 
     def compute(height: int, at: Any, shared: bool) -> None:
         one, other = (x[pl.ds(at, height), :] for x in (a, b))
         if shared:
             row = at + jax.lax.broadcasted_iota(jnp.int32, (height, 1), 0)
-            mine = (row >= begin) & (row < end) & (row >= counted[0])
+            mine = (row >= begin) & (row < end)
             one, other = (jnp.where(mine, x, 0) for x in (one, other))
-            counted[0] = at + height
         part = jax.lax.dot_general(
             one, other, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
         )
-        total[...] = jnp.where(counted[1] > 0, part, total[...] + part)
+        total[...] = jnp.where(fresh[0] > 0, part, total[...] + part)
         out[...] = total[...].astype(out.dtype)
-        counted[1] = 0
+        fresh[0] = 0
 
-    counted[0], counted[1] = begin, fresh.astype(jnp.int32)
+    before = owners[jnp.maximum(visit - 1, 0)]
+    fresh[0] = ((visit == 0) | (before != owners[visit])).astype(jnp.int32)
     if whole:
         return compute(tall, 0, False)
-    compute_heights(needed, low, (begin == 0) & (end == tall), heights, compute)
+    all_ = (begin == 0) & (end == tall)
+    pl.when(all_)(functools.partial(compute, tall, 0, False))
+    needed = jnp.where(end > begin, end + least - 1 & -least, 0)
+
+    @pl.when(jnp.logical_not(all_))
+    def _() -> None:
+        most, *less = heights[1:] or heights
+
+        def one(i: Any, _: None) -> None:
+            compute(most, pl.multiple_of(i * most, most), True)
+
+        jax.lax.fori_loop(0, jax.lax.div(needed, most), one, None)
+        for height in less:
+            at = pl.multiple_of(needed & -2 * height, height)
+            pl.when(needed & height > 0)(functools.partial(compute, height, at, True))
 
     @pl.when(needed == 0)
     def _() -> None:
         out[...] = jnp.zeros_like(out)
 
     return None
+
+
+def _rows(tall: int, wide: int, width: int, column: Callable[[Any, Any], Any]) -> pl.BlockSpec:
+    """Tiles that start at any register of rows; they may reach past the last row."""
+
+    def place(k: Any, n: Any, v: Any, starts: Any, *_: Any) -> tuple[Any, Any]:
+        return pl.multiple_of(starts[v], REGISTER), column(k, n) * wide if wide < width else 0
+
+    return pl.BlockSpec((pl.Element(tall, padding=(0, tall)), pl.Element(wide)), place)

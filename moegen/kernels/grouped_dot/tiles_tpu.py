@@ -16,6 +16,8 @@ from moegen.kernels.grouped_dot.vmem import (
 LANES = 128
 TALLEST = 1024
 LEAST = 32
+LEAST_SUMMED = 128
+"""Rows of the least part of an outer product: the MXU takes as long to sum over fewer."""
 STEP = 310
 """Cycles of a step beside its products."""
 BYTES = 455
@@ -84,12 +86,14 @@ def outer_tile(
 ) -> tuple[int, ...]:
     """The tile of `grouped_outer_tpu`: both widths, then heights; empty if none fits."""
     found = []
-    for tall, deep, wide in product(heights(rows, experts), widths(depth), widths(width)):
+    talls = [tall for tall in heights(rows, experts) if tall >= LEAST_SUMMED] or [LEAST_SUMMED]
+    for tall, deep, wide in product(talls, widths(depth), widths(width)):
         if outer_bytes(tall, deep, wide, dtype) <= vmem:
             moved = padded_bytes(tall, deep, dtype) + padded_bytes(tall, wide, dtype)
             moved += padded_bytes(deep, wide, dtype)
             steps = -(-depth // deep) * -(-width // wide) * max(-(-rows // tall), experts)
-            found.append((STEP * steps + moved / BYTES, (deep, wide, *parts(tall))))
+            cost = STEP * steps + moved / BYTES
+            found.append((cost, (deep, wide, *parts(tall, LEAST_SUMMED))))
     return min(found)[1] if found else ()
 
 
@@ -100,9 +104,9 @@ def heights(rows: int, experts: int) -> list[int]:
     return [h for h in powers if h <= 2 * mean]
 
 
-def parts(tall: int) -> tuple[int, ...]:
+def parts(tall: int, least: int = LEAST) -> tuple[int, ...]:
     """The heights that a visit of a tile may compute: halves, down to what is worth a branch."""
-    return tuple(tall >> i for i in range(tall.bit_length()) if tall >> i >= LEAST)
+    return tuple(tall >> i for i in range(tall.bit_length()) if tall >> i >= least)
 
 
 def widths(width: int) -> list[int]:

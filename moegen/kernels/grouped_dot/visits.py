@@ -25,7 +25,7 @@ def row_visits(
     group = jnp.arange(experts + 1, dtype=jnp.int32)
     ends = jnp.where(group < experts, sums(sizes, group[:, None] >= group[:-1]), rows)
     starts = sums(sizes, group[:, None] > group[:-1])
-    return visit_groups(starts, ends, rows, tall, least=0)
+    return visit_groups(starts, ends, rows, tall)
 
 
 def tile_visits(
@@ -39,23 +39,10 @@ def tile_visits(
     return tile, owner, first, past, lead, many, count
 
 
-def expert_visits(
-    sizes: jax.Array, rows: int, tall: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """As `row_visits`, for a result per expert: an expert without rows has a visit of no rows.
-
-    Rows of none have no visit.
-    """
-    group = jnp.arange(sizes.shape[0], dtype=jnp.int32)
-    ends = sums(sizes, group[:, None] >= group)
-    starts = sums(sizes, group[:, None] > group)
-    return visit_groups(starts, ends, rows, tall, least=1)
-
-
 def visit_groups(
-    starts: jax.Array, ends: jax.Array, rows: int, tall: int, least: int
+    starts: jax.Array, ends: jax.Array, rows: int, tall: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The visits of groups with these first and last rows; a group without rows has `least`.
+    """The visits of groups with these first and last rows; a group without rows has none.
 
     All of it is comparisons and sums over few groups: XLA makes a few small loops of them, where
     cumulative sums and gathers would each be one or more.
@@ -64,11 +51,10 @@ def visit_groups(
     group = jnp.arange(groups, dtype=jnp.int32)
     visit = jnp.arange(tiles + groups - 1, dtype=jnp.int32)
     lead = jax.lax.div(starts, tall)
-    count = jnp.where(ends > starts, jax.lax.div(ends - 1, tall) - lead + 1, least)
+    count = jnp.where(ends > starts, jax.lax.div(ends - 1, tall) - lead + 1, 0)
     before = sums(count, group[:, None] > group)
     after = sums(count, group[:, None] >= group)
     mine = (visit[:, None] >= before) & (visit[:, None] < after)
-    # A group without rows may start past the last tile.
     tile = jnp.minimum(visit + sums(lead - before, mine), tiles - 1)
     first = jnp.clip(sums(starts, mine) - tile * tall, 0, tall)
     past = jnp.clip(sums(ends, mine) - tile * tall, 0, tall)

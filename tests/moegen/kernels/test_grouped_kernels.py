@@ -6,7 +6,7 @@ import numpy as np
 from moegen.kernels.grouped_dot import blocks, ragged, runs
 from moegen.kernels.grouped_dot.pallas_tpu import grouped_dot_tpu
 from moegen.kernels.grouped_dot.pallas_tpu_gather import gathered_dot_tpu
-from moegen.kernels.grouped_dot.pallas_tpu_outer import grouped_outer_tpu
+from moegen.kernels.grouped_dot.pallas_tpu_outer import grouped_outer_tpu, own_visits
 from moegen.ops.grouped import owner_mask
 from tests.moegen.kernels.grouped_base import DEPTH, EXPERTS, WIDTH, GroupedKernelTests, close
 
@@ -127,3 +127,20 @@ def test_a_gathering_kernel_reads_tokens_twice_and_runs_an_epilogue():
     for one, other in zip(got, bent(acc, by_row, by_column, both), strict=True):
         close(one[:17], other[:17], one.dtype.name)
         assert not np.asarray(one[17:], np.float32).any()
+
+
+def test_an_experts_tiles_start_at_its_own_first_row():
+    """Rows 0..40, none, 40..64: a tile starts at a multiple of 16, and holds 8 rows of another."""
+    start, owner, first, past, count = own_visits(jnp.asarray([40, 0, 24]), 64, 32)
+    assert int(count) == 4
+    found = [np.asarray(listed)[:4].tolist() for listed in (start, owner, first, past)]
+    assert found == [[0, 32, 32, 32], [0, 0, 1, 2], [0, 0, 8, 8], [32, 8, 8, 32]]
+
+
+def test_a_gradient_of_weights_reads_no_rows_past_the_last():
+    a, b = np.ones((1000, 4), np.float32), np.ones((1000, 8), np.float32)
+    sizes = jnp.asarray([3, 0, 985, 12])
+    found = grouped_outer_tpu(
+        jnp.asarray(a), jnp.asarray(b), sizes, tile=(4, 8, 256, 128), interpret=True
+    )
+    assert np.asarray(found)[:, 0, 0].tolist() == [3, 0, 985, 12]
