@@ -23,10 +23,14 @@ from moegen.runtime.layer import ALIASES
 from moegen.runtime.schedule import Schedule
 from moegen.runtime.stages import Lowered
 from moegen.tune import aot
+from moegen.tune.product import JNP, Product, grouped_products
+from moegen.tune.search import products_of, tune
 from moegen.tune.tpu_compiler import TOPOLOGIES
 from moegen.tune.whole import write_text
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+"""As a shell gives it; what was done is kept."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,14 +79,30 @@ def _parser() -> argparse.ArgumentParser:
     compiled.add_argument("-o", "--output", type=Path, help="file to write; default: print")
     compiled.set_defaults(run=_aot)
 
+    tuned = commands.add_parser(
+        "tune", help="find the best tiles of a layer's or a shape's products"
+    )
+    _add_layer(tuned, optional=True)
+    tuned.add_argument(
+        "--shapes", default="", metavar="8192x1024x4096x8,...",
+        help="instead of a router: rows, width, hidden width, experts",
+    )  # fmt: skip
+    tuned.add_argument("--dtype", choices=tuple(JNP), default="bf16", help="of --shapes")
+    tuned.add_argument("--store", type=Path, required=True, help="the table to add to")
+    tuned.set_defaults(run=_tune)
+
     check = commands.add_parser("check", help="parse and verify a .moe file")
     check.add_argument("file", type=Path)
     check.set_defaults(run=_check)
     return parser
 
 
-def _add_layer(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("router", help="a router of moegen.routers, or FILE.py:NAME")
+def _add_layer(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    parser.add_argument(
+        "router",
+        nargs="?" if optional else None,
+        help="a router of moegen.routers, or FILE.py:NAME",
+    )
     parser.add_argument(
         "--expert", default="mlp", help="an expert of moegen.experts, or FILE.py:NAME"
     )
@@ -145,6 +165,42 @@ def _aot(args: argparse.Namespace) -> int:
         write_text(args.output, page)
         print(f"wrote {args.output}", file=sys.stderr)
     return 0
+
+
+def _tune(args: argparse.Namespace) -> int:
+    """Adds to the table product by product, so that what is done stays done."""
+    if bool(args.router) == bool(args.shapes):
+        raise TuneError("tune takes a router or --shapes", fix="name one of the two")
+    if args.target:
+        args.target = args.target.replace("-", "_")
+    target = Schedule(target=args.target).resolve_target()
+    if args.shapes:
+        products = [p for text in args.shapes.split(",") for p in _shape(text, args.dtype)]
+    else:
+        lowered = _lower(args)
+        products = grouped_products(lowered.program)
+        if not products:
+            raise TuneError(
+                f"@{lowered.program.name}, format {lowered.choice.format}, has no product with "
+                "tiles", fix="use --format=sorted",
+            )  # fmt: skip
+    try:
+        for found, new in tune(products, target, args.store, lambda s: print(s, file=sys.stderr)):
+            print(found if new else f"{found}; known", flush=True)
+    except KeyboardInterrupt:
+        print(f"moegen: interrupted; {args.store} has what is done", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _shape(text: str, dtype: str) -> list[Product]:
+    sizes = text.split("x")
+    if len(sizes) != 4 or not all(size.isdigit() and int(size) for size in sizes):
+        raise TuneError(
+            f'--shapes: "{text}" is not ROWSxWIDTHxHIDDENxEXPERTS',
+            fix="for example 8192x1024x4096x8",
+        )
+    return products_of([int(size) for size in sizes], JNP[dtype])
 
 
 def _routers(args: argparse.Namespace) -> int:

@@ -35,6 +35,8 @@ class Schedule:
       exchange: how sorted rows go to experts on other devices: "blocks" as long as the worst case,
         "ragged", just the rows there are, or "auto": ragged where the target has a collective for
         it (TPUs, GPUs).
+      tuned: a file that `moegen tune` wrote, asked for kernels and tiles before the table that
+        comes with moegen and the heuristics; if it is damaged, lowering a layer raises.
       target: a name of `moegen.tune.target.TARGETS`, or None for the devices of the mesh, or the
         default JAX device.
       mesh: a jax.sharding.Mesh of devices that share the work, or None for one device; an
@@ -54,6 +56,7 @@ class Schedule:
     block: int | None = None
     save: str = "all"
     exchange: str = "auto"
+    tuned: str | None = None
     target: str | None = None
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None
     axes: Mapping[str, str] | tuple[tuple[str, tuple[str, ...]], ...] = ()

@@ -29,6 +29,7 @@ from moegen.tune.choose import FormatChoice, gathers_inside, kernel_for, loop_pa
 from moegen.tune.cost import Cost, program_collectives, program_cost
 from moegen.tune.network import Box, Collective
 from moegen.tune.target import Target
+from moegen.tune.tuned import tables
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Traced:
             chosen.append(choice)
             return choice.format, choice.block, choice.exchange
 
+        tuned = tables(self.schedule.tuned)
         mesh, owners = self.schedule.mesh_axes(), [slot.owner for slot in self.layer.slots]
         layouts: list[Layout] = []
 
@@ -76,7 +78,12 @@ class Traced:
                 op, self.schedule.gather, self.schedule.kernel, target, own_sizes(program, op)
             ),
             decide=lambda program, op: kernel_for(
-                op, self.schedule.kernel, target, own_sizes(program, op), self.schedule.interpret
+                op,
+                self.schedule.kernel,
+                target,
+                own_sizes(program, op),
+                self.schedule.interpret,
+                tuned,
             ),
             save=self.schedule.save,
             share=loop_pays,
@@ -89,6 +96,7 @@ class Traced:
             target,
             self.schedule,
             layouts[0] if layouts else None,
+            tuple(tuned.notes),
         )
 
 
@@ -103,6 +111,7 @@ class Lowered:
       target: the device it was lowered for.
       schedule: as it was asked for.
       layout: where the inputs are on the schedule's mesh, or None for one device.
+      tiles: what tables of tuned tiles said of its products, if anything.
     """
 
     slots: tuple[Slot, ...]
@@ -111,6 +120,7 @@ class Lowered:
     target: Target
     schedule: Schedule
     layout: Layout | None = None
+    tiles: tuple[str, ...] = ()
 
     @property
     def program(self) -> Program:
@@ -131,6 +141,7 @@ class Lowered:
         parts = [f"// after {name}\n{format_program(p)}" for name, p in self.stages.items()]
         parts += [f"// mesh: {note}\n" for note in (self.layout.notes if self.layout else ())]
         parts.append(f"// formats on {self.target.name}\n{self.choice.explain()}\n")
+        parts += [f"// tuned: {note}\n" for note in self.tiles]
         stored = (self.choice.format, self.choice.block, self.choice.exchange)
         kept = explain_saved(
             self.stages["differentiate"], self.slots, stored, self.schedule.save, self.layout

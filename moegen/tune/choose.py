@@ -14,6 +14,7 @@ from moegen.passes.select_kernels import KernelChoice
 from moegen.tune.cost import Cost, program_cost
 from moegen.tune.grouped import GROUPED_CHOICES, GroupedChoice
 from moegen.tune.target import Target
+from moegen.tune.tuned import TunedTiles
 
 KERNELS = ("auto", *GROUPED_CHOICES)
 """Kernels for grouped products that a Schedule can ask for."""
@@ -143,7 +144,12 @@ def exchange_for(exchange: str, target: Target) -> str:
 
 
 def kernel_for(
-    op: Op, kernel: str, target: Target, sizes: Mapping[str, int], interpret: bool = False
+    op: Op,
+    kernel: str,
+    target: Target,
+    sizes: Mapping[str, int],
+    interpret: bool = False,
+    tuned: TunedTiles | None = None,
 ) -> KernelChoice:
     """The kernel of one product.
 
@@ -153,6 +159,7 @@ def kernel_for(
       target: the device.
       sizes: of the program's dims.
       interpret: whether a kernel of another platform is to be run by Pallas's interpreter.
+      tuned: the tables to look in before the heuristics; None: heuristics only.
 
     Raises:
       LoweringError: if a kernel is asked for that cannot run the op.
@@ -166,6 +173,11 @@ def kernel_for(
         return _asked_for(op, kernel, target, sizes, interpret)
     able = (n for n, c in GROUPED_CHOICES.items() if target.platform in c.platforms)
     taken = next(n for n in able if not GROUPED_CHOICES[n].refusal(op, sizes, target))
+    found = tuned.find(op, sizes, target) if tuned else None
+    if found and (
+        found.kernel == taken or not GROUPED_CHOICES[found.kernel].refusal(op, sizes, target)
+    ):
+        return KernelChoice(found.kernel, found.tile, found.basis)
     return KernelChoice(taken, GROUPED_CHOICES[taken].tile(op, sizes, target), "heuristic")
 
 

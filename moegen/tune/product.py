@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moegen.ir.program import Op
+from moegen.ir.locality import own_sizes
+from moegen.ir.program import Op, Program
 from moegen.ir.types import EXPERT, Tensor
 from moegen.ops.named import dims_tuple
 from moegen.ops.parts import ROWS
@@ -32,6 +33,7 @@ class Product:
         that has a row for each row.
       reads: how many of these are operands.
       transposed: whether the weights of a "dot" are [experts, width, depth].
+      block: each expert's rows are padded to a multiple of it.
     """
 
     kind: str
@@ -42,6 +44,14 @@ class Product:
     dtypes: tuple[str, ...]
     reads: int = 0
     transposed: bool = False
+    block: int = 1
+
+    @property
+    def key(self) -> str:
+        """What tiles depend on, as text: the mean load stands for the rows."""
+        turned, padded = " turned" * self.transposed, f" block {self.block}" * (self.block > 1)
+        sizes = f"{self.load} rows each, {self.depth} x {self.width}, {self.experts} experts"
+        return f"{self.kind}{turned}: {sizes}, {' '.join(self.dtypes)}, {self.reads} read{padded}"
 
     @property
     def load(self) -> int:
@@ -58,16 +68,6 @@ class Product:
         """Multiplications and additions that are needed."""
         return 2.0 * self.rows * self.depth * self.width
 
-    def __str__(self) -> str:
-        name = {"outer": "outer"}.get(
-            self.kind, "dot, weights turned" if self.transposed else "dot"
-        )
-        read = f", {self.reads} read" if self.reads else ""
-        return (
-            f"{name} {self.rows} x {self.depth} x {self.width}, {self.experts} experts, "
-            f"{' '.join(self.dtypes)}{read}"
-        )
-
 
 def product_of(op: Op, sizes: Mapping[str, int]) -> Product | None:
     """The product that an op asks for; None if it is none of plain rows and matrices."""
@@ -76,21 +76,25 @@ def product_of(op: Op, sizes: Mapping[str, int]) -> Product | None:
     if [len(t.dims) for t in types] != wanted or any(t.dtype not in JNP for t in types):
         return None
     a, b, made = types
-    rows, experts, dtype = sizes[ROWS], sizes[EXPERT], JNP[a.dtype]
+    rows, experts, dtype, block = sizes[ROWS], sizes[EXPERT], JNP[a.dtype], op.attr.get("block", 1)
     if op.name == "grouped_outer":
         deep, wide = (sizes[d] for d in made.dims if d != EXPERT)
-        return Product("outer", rows, deep, wide, experts, (dtype,))
+        return Product("outer", rows, deep, wide, experts, (dtype,), block=block)
     (over,) = dims_tuple(op.attr["over"])
     read, results = (
         [t for t in _tensors(vs) if ROWS in t.dims] for vs in (op.inputs[3:], op.results)
     )
     if any(t.dtype not in JNP for t in (*read, *results)):
         return None
-    dtypes = (dtype, *(JNP[t.dtype] for t in (*read, *results)))
-    turned = b.dims[-1] == over
-    return Product(
-        "dot", rows, sizes[over], sizes[made.dims[1]], experts, dtypes, len(read), turned
-    )
+    dtypes, turned = (dtype, *(JNP[t.dtype] for t in (*read, *results))), b.dims[-1] == over
+    wide = sizes[made.dims[1]]
+    return Product("dot", rows, sizes[over], wide, experts, dtypes, len(read), turned, block)
+
+
+def grouped_products(program: Program) -> list[Product]:
+    """Every different product of a program, in order; sizes as one device sees them."""
+    found = (product_of(op, own_sizes(program, op)) for op in program.ops)
+    return list(dict.fromkeys(p for p in found if p is not None))
 
 
 def loads(rows: int, shares: Sequence[float]) -> np.ndarray:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,13 @@ def libtpu_folder() -> Path | None:
         if (folder / "libtpu").is_dir():
             return folder
     return Path() if find_spec("libtpu") else None
+
+
+def libtpu_version() -> str:
+    """The version of the libtpu that compiles, "unknown" where its folder does not say."""
+    folder = libtpu_folder()
+    found = metadata.distributions(name="libtpu", path=[str(folder)] if folder else [])
+    return next((d.version for d in found), "unknown")
 
 
 def compile_for(
