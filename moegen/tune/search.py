@@ -114,7 +114,7 @@ def _entry(
     unit = {MEASURED: "ms", ESTIMATED: "cycles", MODELLED: "ms"}[basis]
     made_with = versions() + compiler
     return Tuned(
-        product.key, device, basis, source_hash(target.platform), made_with,
+        product.key, device, basis, source_hash(target.platform, product.kind), made_with,
         best.kernel, best.tile, unit, costs,
     )  # fmt: skip
 

@@ -35,12 +35,13 @@ from moegen.tune.whole import write_text
 
 VERSION = 1
 ESTIMATED, MODELLED, MEASURED = "estimated", "modelled", "measured"
-SOURCES: dict[str, tuple[ModuleType, ...]] = {
-    "pallas_tpu": (pallas_tpu, pallas_tpu_outer, heights, visits, vmem),
-    "runs": (runs,),
-    "blocks": (blocks,),
+SOURCES: dict[tuple[str, str], tuple[ModuleType, ...]] = {
+    ("tpu", "dot"): (pallas_tpu, heights, visits, vmem),
+    ("tpu", "outer"): (pallas_tpu_outer, visits, vmem),
+    ("cpu", "dot"): (runs, blocks),
+    ("cpu", "outer"): (runs, blocks),
 }
-"""The files whose text a tuned kernel depends on."""
+"""By platform and kind of product, the files whose text a choice depends on."""
 SHIPPED = "grouped_tiles.json"
 
 
@@ -99,7 +100,7 @@ class Tiles:
             where = device if tuned.basis == MEASURED else target.name
             if (tuned.product, tuned.device) != (product.key, where):
                 continue
-            if tuned.kernels != source_hash(target.platform):
+            if tuned.kernels != source_hash(target.platform, product.kind):
                 note = f"{self.name} is of other kernels ({tuned.kernels}): not used"
             elif tuned.basis == MEASURED and tuned.made_with != versions():
                 note = f"{self.name} was measured with {tuned.made_with}: not used"
@@ -140,10 +141,9 @@ def shipped() -> Tiles:
 
 
 @cache
-def source_hash(platform: str) -> str:
-    """Of the text of the kernels that are tuned for a platform."""
-    names = {"tpu": ("pallas_tpu",), "cpu": ("runs", "blocks")}.get(platform, ())
-    files = [Path(str(m.__file__)) for name in names for m in SOURCES[name]]
+def source_hash(platform: str, kind: str) -> str:
+    """Of the text of the kernels that are tuned for a platform and a kind of product."""
+    files = [Path(str(module.__file__)) for module in SOURCES[platform, kind]]
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
 
 
