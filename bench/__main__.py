@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import budget, compare, kernels, layer, memory, papers, train_step
+from bench import budget, compare, kernels, layer, memory, papers, scaling, train_step
 
 SUITES = {
     "budget": budget,
@@ -13,6 +13,7 @@ SUITES = {
     "layer": layer,
     "memory": memory,
     "papers": papers,
+    "scaling": scaling,
     "train_step": train_step,
 }
 

@@ -13,6 +13,7 @@ from moegen.passes.differentiate import differentiate
 from moegen.passes.fuse import fuse
 from moegen.passes.fuse_gathers import Inside, fuse_gathers
 from moegen.passes.layout import Layout
+from moegen.passes.overlap import overlap
 from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import Decide, select_kernels
@@ -27,6 +28,7 @@ STAGES = (
     "reassociate",
     "shard",
     "choose_format",
+    "overlap",
     "rematerialize",
     "fuse",
     "select_kernels",
@@ -46,6 +48,7 @@ class Plan:
       share: whether it pays for products to share a loop.
       save: "all" or "least", what the backward is to get from the forward.
       inside: whether a product gathers its rows itself.
+      chunks: in how many parts slots travel to their experts.
     """
 
     layout: Callable[[Program], Layout | None]
@@ -54,6 +57,7 @@ class Plan:
     share: Share
     save: str = "all"
     inside: Inside = lambda program, op: False
+    chunks: Callable[[Program], int] = lambda program: 1
 
 
 def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
@@ -71,6 +75,7 @@ def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
     joint = step("shard", lambda p: shard(p, plan.layout(p)))
     stored = plan.choose(joint)
     step("choose_format", lambda p: canonicalize(choose_format(p, *stored)))
+    step("overlap", lambda p: canonicalize(overlap(p, plan.chunks(p))))
     step("rematerialize", lambda p: rematerialize(p, plan.save))
     step("fuse", lambda p: fuse_gathers(fuse(p), plan.inside))
     step("select_kernels", lambda p: select_kernels(p, plan.decide))

@@ -37,6 +37,9 @@ class Schedule:
         it (TPUs, GPUs).
       tuned: a file that `moegen tune` wrote, asked for kernels and tiles before the table that
         comes with moegen and the heuristics; if it is damaged, lowering a layer raises.
+      overlap: in how many chunks slots travel to experts on other devices, each with products of
+        its own, so that one can move while another is worked on; "auto": as many as the cost
+        model chooses.
       target: a name of `moegen.tune.target.TARGETS`, or None for the devices of the mesh, or the
         default JAX device.
       mesh: a jax.sharding.Mesh of devices that share the work, or None for one device; an
@@ -61,6 +64,7 @@ class Schedule:
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None
     axes: Mapping[str, str] | tuple[tuple[str, tuple[str, ...]], ...] = ()
     interpret: bool = False
+    overlap: int | str = 1
 
     def __post_init__(self) -> None:
         _one_of("format", self.format, ("auto", *FORMATS))
@@ -68,6 +72,8 @@ class Schedule:
         _one_of("gather", self.gather, GATHERS)
         _one_of("save", self.save, SAVES)
         _one_of("exchange", self.exchange, ("auto", *EXCHANGES))
+        if self.overlap != "auto" and (isinstance(self.overlap, str) or self.overlap < 1):
+            raise ScheduleError(f"overlap={self.overlap!r}", fix='1 chunk or more, or "auto"')
         if self.block is not None and self.block < 1:
             raise ScheduleError(f"block={self.block}", fix="rows per block are 1 or more")
         if self.target is not None:

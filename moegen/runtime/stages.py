@@ -26,6 +26,7 @@ from moegen.passes.pipeline import STAGES, Plan, run_pipeline
 from moegen.runtime.saved import explain_saved, saved_bytes
 from moegen.runtime.schedule import Schedule
 from moegen.tune.choose import FormatChoice, gathers_inside, kernel_for, loop_pays, pick_format
+from moegen.tune.chunks import chunks_for
 from moegen.tune.cost import Cost, program_collectives, program_cost
 from moegen.tune.network import Box, Collective
 from moegen.tune.target import Target
@@ -87,6 +88,7 @@ class Traced:
             ),
             save=self.schedule.save,
             share=loop_pays,
+            chunks=lambda program: chunks_for(program, self.schedule.overlap, target),
         )
         stages = run_pipeline(self.program, plan)
         return Lowered(

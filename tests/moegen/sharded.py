@@ -60,6 +60,7 @@ class Case:
     crowded: bool = False
     save: str = "all"
     exchange: str = "auto"
+    overlap: int = 1
 
     def schedule(self) -> mg.Schedule:
         names, shape = tuple(self.mesh), tuple(self.mesh.values())
@@ -67,8 +68,9 @@ class Case:
         devices = jax.devices()[: int(np.prod(shape))]
         mesh = jax.make_mesh(shape, names, axis_types=auto, devices=devices)
         return mg.Schedule(
-            format=self.format, mesh=mesh, axes=self.axes, save=self.save, exchange=self.exchange
-        )
+            format=self.format, mesh=mesh, axes=self.axes, save=self.save, exchange=self.exchange,
+            overlap=self.overlap,
+        )  # fmt: skip
 
     def arrays(self, layer: mg.Layer) -> tuple[Any, ...]:
         """Parameters, tokens and what y is multiplied with; crowded tokens all want expert 0."""
@@ -162,6 +164,15 @@ CASES = {
         {"data": 2, "expert": 2, "model": 2}, expert=dropped_out, sizes=(4, 5, 2, 4)
     ),
     "an opaque expert": Case({"expert": 2, "model": 2}, expert=opaque, sizes=(2, 5, 2, 4)),
+    "slots in two chunks, on data, expert and model axes": Case(
+        {"data": 2, "expert": 2, "model": 2}, overlap=2
+    ),
+    "buffers in four chunks, weights fully sharded, little kept": Case(
+        {"fsdp": 2, "expert": 4}, format="onehot", overlap=4, save="least"
+    ),
+    "random numbers within experts, in chunks": Case(
+        {"data": 2, "expert": 2, "model": 2}, expert=dropped_out, sizes=(4, 5, 2, 4), overlap=2
+    ),
     "tokens on every device, experts shared out": Case(
         {"expert": 4}, axes={"expert": "E"}, sizes=(1, 5, 4, 4)
     ),

@@ -98,11 +98,9 @@ def seconds(work: Work, wanted: Asked) -> dict[str, float]:
     found = {"compute": work.flops / rate, "HBM": work.bytes / target.bytes}
     for one in work.collectives:
         box = plan.joined([boxes[axis] for axis in one.axes])
-        took = one.times * plan.seconds(
-            one.kind, one.nbytes / one.times, box, wanted.topology.network
-        )
+        each = plan.seconds(one.kind, one.nbytes, box, wanted.topology.network)
         name = "+".join(one.axes)
-        found[name] = found.get(name, 0.0) + took
+        found[name] = found.get(name, 0.0) + one.times * each
     return found
 
 

@@ -13,6 +13,7 @@ from moegen.passes.differentiate import differentiate
 from moegen.passes.fuse import fuse
 from moegen.passes.fuse_gathers import fuse_gathers
 from moegen.passes.layout import MeshAxes, make_layout
+from moegen.passes.overlap import overlap
 from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import select_kernels
@@ -65,6 +66,7 @@ CASES = [  # one file is the result of a pass and the input of the next
     ("layer.differentiate", formatted("sorted", block=2), "layer.sorted"),
     ("layer.differentiate", sharded, "layer.shard"),
     ("layer.shard", formatted("slots"), "layer.shard.slots"),
+    ("layer.shard.slots", lambda p: overlap(p, 3), "layer.shard.slots.overlap"),
     ("layer.onehot", fuse, "layer.onehot.fuse"),
     ("layer.slots", fuse, "layer.slots.fuse"),
     ("layer.sorted", fuse, "layer.sorted.fuse"),
@@ -104,3 +106,4 @@ def test_passes_leave_alone_what_they_are_not_asked_to_change():
     assert shard(program, None) is program
     assert reassociate(program, "all") is program
     assert rematerialize(program, "all") is program
+    assert overlap(program, 2) is program

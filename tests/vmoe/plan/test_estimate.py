@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from moegen.plan import Collective
 from tests.vmoe.tiny import CONFIG
 from vmoe.plan.asked import Request, asked
-from vmoe.plan.estimate import estimate, others
+from vmoe.plan.estimate import Work, estimate, others, seconds
 from vmoe.sharding import IMAGE_AXES
 
 SMALL = [
@@ -37,6 +38,17 @@ def test_experts_on_their_own_devices_hold_less_and_send_rows():
     assert {one.axes for one in copied.work.collectives} == {("data",)}
     assert {"compute", "HBM", "expert"} == spread.seconds.keys()
     assert spread.step >= max(spread.seconds.values())
+
+
+def test_collectives_take_as_long_as_each_of_them_often():
+    made = wanted("expert=8")
+    once = Collective("all_to_all", ("expert",), 8, 10**9)
+    alone, often = (
+        seconds(Work(0.0, 0.0, (replace(once, times=times),)), made)["expert"] for times in (1, 36)
+    )
+    assert often == pytest.approx(36 * alone)
+    # 2x4 chips that close no ring: the cut through the longer side decides.
+    assert alone == pytest.approx(1e9 * 4 / (4 * 5e10), rel=1e-3)
 
 
 def test_blocks_that_are_computed_again_take_more_products_and_less_memory():

@@ -1,0 +1,148 @@
+"""overlap: rows travel to their experts and back in chunks, so that one moves while another counts.
+
+The slots of every expert are cut into equal parts. Each part is exchanged, goes through the
+experts and comes back by ops of its own, forward and backward, with nothing between the parts:
+which of them runs while another travels is the scheduler's choice. What sums over slots, the
+gradient of a weight, adds up the parts. An op that needs all slots of an expert gets them joined.
+
+A chunk is to this pass what a device is to `shard`: the same rules say what can be done in parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from moegen.ir import registry
+from moegen.ir.builder import Builder
+from moegen.ir.dims import Dims
+from moegen.ir.locality import Locality, dims_of
+from moegen.ir.program import Literal, Op, Operand, Program, Value
+from moegen.ir.rewrite import close, keep, resolve
+from moegen.ir.types import CAPACITY, EXPERT, GROUP
+
+
+def overlap(program: Program, chunks: int) -> Program:
+    """Returns the program with the exchange of slots in so many chunks; 1 changes nothing.
+
+    Args:
+      program: on a mesh, in a format with slots.
+      chunks: a divisor of the slots of an expert; see `can_overlap`.
+    """
+    if chunks == 1 or not can_overlap(program, chunks):
+        return program
+    return _Overlap(program, chunks).run()
+
+
+def can_overlap(program: Program, chunks: int) -> bool:
+    """Whether there are slots that travel, and whole numbers of them in a chunk."""
+    slots = program.sizes.get(CAPACITY, 0)
+    return slots % chunks == 0 and any(map(to_experts, program.ops))
+
+
+def to_experts(op: Op) -> bool:
+    """Whether an op sends slots to the devices that hold their experts."""
+    way = (op.attr.get("join"), op.attr.get("split"))
+    return op.name == "all_to_all" and way == (GROUP, EXPERT) and _has_slots(op.operands[0])
+
+
+def part_dim(some: int, chunks: int) -> str:
+    """The name of the dim of the slots in some of the chunks: C2of4."""
+    return CAPACITY if some == chunks else f"{CAPACITY}{some}of{chunks}"
+
+
+class _Overlap:
+    def __init__(self, program: Program, chunks: int):
+        self.program, self.chunks = program, chunks
+        self.dim = part_dim(1, chunks)
+        self.current: Op | None = None
+        dims = Dims(program.sizes)
+        dims.define(self.dim, program.sizes[CAPACITY] // chunks)
+        self.b = Builder(dims, lambda: self.current.location if self.current else None)
+        self.known: dict[str, Operand] = {v.name: v for v in program.arguments}
+        self.parts: dict[str, tuple[Value, ...]] = {}
+        for value in program.arguments:
+            self.b.fresh(value.name)
+
+    def run(self) -> Program:
+        for op in self.program.ops:
+            self.current = op
+            self.lower(op)
+        self.current = None
+        for _, value in (*self.program.outputs, *self.program.gradients):
+            self.whole(value)
+        return close(self.program, self.b, self.known)
+
+    def lower(self, op: Op) -> None:
+        """Emits an op once, or once for every chunk."""
+        how = registry.lookup(op.name).locality([_bare(o) for o in op.operands], op.attr)
+        split = to_experts(op) or any(v.name in self.parts for v in op.inputs)
+        if not split or not self.runs_in_parts(op, how):
+            for value in op.inputs:
+                self.whole(value)
+            mapped = Op(op.name, tuple(resolve(self.known, o) for o in op.operands), op.attrs,
+                        op.results, op.location)  # fmt: skip
+            self.known.update(zip((r.name for r in op.results), keep(self.b, mapped), strict=True))
+            return
+        made = [self.of_chunk(op, n) for n in range(self.chunks)]
+        for old, parts in zip(op.results, zip(*made, strict=True), strict=True):
+            if CAPACITY in how.summed:
+                self.known[old.name] = self.added(parts, old.name)
+            else:
+                self.parts[old.name] = parts
+
+    def runs_in_parts(self, op: Op, how: Locality) -> bool:
+        """Whether chunks can be worked on one by one: all slots of no expert are needed at once."""
+        if registry.lookup(op.name).moves:
+            return CAPACITY not in (op.attr.get("join"), op.attr.get("split"), op.attr.get("over"))
+        kept = all(CAPACITY in dims_of(r.type) for r in op.results)
+        return CAPACITY not in how.whole and (kept or CAPACITY in how.summed)
+
+    def of_chunk(self, op: Op, n: int) -> tuple[Value, ...]:
+        operands = [self.part(o, n) if _has_slots(o) else resolve(self.known, o)
+                    for o in op.operands]  # fmt: skip
+        attrs = {name: self.renamed(value) for name, value in op.attr.items()}
+        hints = [f"{r.name}_{n}" for r in op.results]
+        return self.b.emit(op.name, *operands, hints=hints, location=op.location, **attrs)
+
+    def renamed(self, attr: Any) -> Any:
+        """An attribute with the chunk's dim for that of all slots."""
+        if isinstance(attr, tuple):
+            return tuple(self.renamed(a) for a in attr)
+        return self.dim if attr == CAPACITY else attr
+
+    def part(self, operand: Operand, n: int) -> Value:
+        """Chunk n of a value; cut out of one that is whole."""
+        assert isinstance(operand, Value)
+        if operand.name not in self.parts:
+            value, size = resolve(self.known, operand), self.b.dims[self.dim]
+            self.parts[operand.name] = tuple(
+                self.b.one("slice", value, over=CAPACITY, start=i * size, into=self.dim,
+                           hint=f"{operand.name}_{i}")
+                for i in range(self.chunks)
+            )  # fmt: skip
+        return self.parts[operand.name][n]
+
+    def whole(self, value: Value) -> None:
+        """Joins the chunks of a value that something needs whole."""
+        if value.name in self.known or value.name not in self.parts:
+            return
+        joined, *rest = self.parts[value.name]
+        for n, part in enumerate(rest, 1):
+            dims, into = (part_dim(n, self.chunks), self.dim), part_dim(n + 1, self.chunks)
+            joined = self.b.one("concat", joined, part, dims=dims, into=into, hint=value.name)
+        self.known[value.name] = joined
+
+    def added(self, parts: Sequence[Value], hint: str) -> Value:
+        total = parts[0]
+        for part in parts[1:]:
+            total = self.b.one("add", total, part, hint=hint)
+        return total
+
+
+def _has_slots(operand: Operand) -> bool:
+    return isinstance(operand, Value) and CAPACITY in dims_of(operand.type)
+
+
+def _bare(operand: Operand) -> Any:
+    return operand if isinstance(operand, Literal) else operand.type
