@@ -147,7 +147,7 @@ def _measure(
 
 
 class _Cell:
-    """One compiled program on all batches, which stay on the device."""
+    """One program on all batches, which stay on the device; budgets and runs alike share it."""
 
     def __init__(self, trained: Trained, choices: Choices, batches: list[Any]):
         self._trained, self._choices = trained, choices
@@ -158,14 +158,14 @@ class _Cell:
             config.model, choices.program, config.loss, trained.params, self._batches[0],
             choices.served,
         )  # fmt: skip
-        self._compiled = traced.lower().compile()
         self._static = static_macs(traced.jaxpr.jaxpr) / len(batches[0]["mask"])
         self._by_load = has_data_dependent_products(traced.jaxpr.jaxpr)
         self._outcomes = [jax.device_get(outcome) for outcome in self._run()]
 
     def _run(self) -> list[Any]:
-        served, params = self._choices.served, self._trained.params
-        done = [self._compiled(params, batch, served) for batch in self._batches]
+        config, choices = self._trained.config, self._choices
+        fixed = config.model, choices.program, config.loss, self._trained.params
+        done = [_outcome(*fixed, batch, choices.served) for batch in self._batches]
         return jax.block_until_ready(done)
 
     def timed(self) -> float:

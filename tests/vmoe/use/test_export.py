@@ -5,12 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from vmoe.cli import main
-from vmoe.inference import Choices
-from vmoe.use.classify import classify
+from vmoe.inference import Choices, predict
 
 DOCS = Path(__file__).parents[3] / "docs" / "use.md"
 ONLY_JAX = """
@@ -50,11 +50,14 @@ def in_jax_alone(folder, *runs):
     return [np.load(folder / f"{number}.out.npy") for number in range(len(runs))]
 
 
-def classified(trained, pixels, choices):
-    """Groups are of 4 images."""
-    images = [pixel.astype(np.float32) * (2 / 255) - 1 for pixel in pixels]
-    groups = [images[start : start + 4] for start in range(0, len(images), 4)]
-    return [p.probabilities for group in groups for p in classify(trained, group, choices)]
+def predicted(trained, pixels, choices):
+    """As two groups of 4 images, padded."""
+    count = len(pixels)
+    images = np.zeros((8, *pixels.shape[1:]), np.float32)
+    images[:count] = pixels.astype(np.float32) * (2 / 255) - 1
+    mask = np.arange(8) < count
+    logits, _ = predict(trained.config.model, trained.params, images, choices, mask=mask)
+    return jax.nn.softmax(logits)[:count]
 
 
 def test_jax_alone_predicts_the_same_for_any_batch_size_and_budget(
@@ -65,19 +68,25 @@ def test_jax_alone_predicts_the_same_for_any_batch_size_and_budget(
     assert main(["export", *flags]) == 0
     assert "takes u8[b, 8, 8, 1] and budget f32[], gives" in capsys.readouterr().out
     pixels = np.random.default_rng(3).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
-    of_budget = (loader().replace("(images)", f"(images, {b})") for b in (0.3, 0.9))
-    found = in_jax_alone(
+    low, some = Choices(capacity=0.5, batch_priority=True), (0.3, 0.9)
+    with_budget = loader().replace(
+        "probabilities = jax.jit(model.call)(images)",
+        f"call = jax.jit(model.call)\nprobabilities = np.stack([call(images, b) for b in {some}])",
+    )
+    one, six, budgets = in_jax_alone(
         tmp_path,
         (loader(), file, pixels[:1]),
         (loader(), file, pixels),
-        *((program, "budget.jax", pixels[:4]) for program in of_budget),
+        (with_budget, "budget.jax", pixels[:4]),
     )
-    low = Choices(capacity=0.5, batch_priority=True)
-    wanted = [classified(trained, pixels[:count], low) for count in (1, 6)]
-    wanted += [classified(trained, pixels[:4], Choices(budget=b)) for b in (0.3, 0.9)]
-    for probabilities, right in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(probabilities, right, rtol=1e-4, atol=1e-6)
-    assert np.abs(found[2] - found[3]).max() > 1e-3  # or the budget would say nothing
+    wanted = [predicted(trained, pixels[:4], Choices(budget=b)) for b in some]
+    for found, right in (
+        (one, predicted(trained, pixels[:1], low)),
+        (six, predicted(trained, pixels, low)),
+        (budgets, np.stack(wanted)),
+    ):
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-6)
+    assert np.abs(budgets[0] - budgets[1]).max() > 1e-3  # or the budget would say nothing
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """`vmoe predict`: classes, the experts of the patches, files of any size; mistakes in one line."""
 
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +41,7 @@ def test_experts_in_order_of_weight():
 
 
 def test_independent_predictions_equal_those_made_in_a_batch(trained, test_images):
-    choices = replace(CHOICES, independent=True)
+    choices = Choices(budget=0.5, independent=True)  # those of the command below
     one_by_one = list(classify(trained, list(test_images[:3]), choices))
     logits, _ = predict(trained.config.model, trained.params, test_images[:3], choices)
     for says, line in zip(one_by_one, np.asarray(logits), strict=True):
