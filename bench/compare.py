@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from bench import rivals, suite, torch_rivals
-from bench.layer import build, layer_of, output_of
+from bench.layer import build, choice_of, layer_of, output_of
 from bench.report import Row
 from bench.timing import Timing, compare
 from bench.workloads import DIRECTIONS, DTYPES, QUICK, ROUTINGS, WORKLOADS, Cell, cells, inputs
@@ -88,7 +88,7 @@ def measure(cell: Cell, names: tuple[str, ...], rounds: int) -> list[Row]:
     """`auto` and the rivals, interleaved; ratios to `auto`."""
     params, x = inputs(cell)
     layer = layer_of(cell, "auto")
-    note = layer.lower(params, x).choice.format
+    note = choice_of(cell, params, x).format
     auto = build(cell, output_of(layer), params, x, note=note)
     made: dict[str, tuple[Callable[[], Any], Callable[[Timing], Row]]] = {}
     for name in names:

@@ -37,6 +37,7 @@ from bench.workloads import (
 from bench.yardsticks import DENSE, dense_inputs, floor, floor_inputs
 from moegen.experts import mlp
 from moegen.routers import noisy_top_k
+from moegen.tune.choose import FormatChoice
 from moegen.tune.whole import write_text
 
 SCHEDULES = {
@@ -110,7 +111,7 @@ def measure(
     best = made.fastest_dense(cell, params, x)
     k = cell.workload.k
     runs = {"floor": made.build(cell, "floor", floor, *floor_inputs(params, x, k))}
-    choice = layer_of(cell, "auto").lower(params, x).choice
+    choice = choice_of(cell, params, x)
     costs = {c.format: c.cost.seconds for c in choice.candidates if c.cost is not None}
     for name in schedules:
         if name == choice.format and "auto" in schedules:
@@ -234,6 +235,12 @@ def layer_of(cell: Cell, schedule: str) -> moegen.Layer:
     place = {"dropless": True} if dropless else {"capacity_factor": float(cell.capacity)}
     router = noisy_top_k.bind(k=cell.workload.k, noise_std=0.0, **place)
     return moegen.compile(router, mlp, schedule=SCHEDULES[schedule])
+
+
+def choice_of(cell: Cell, params: Any, x: jax.Array) -> FormatChoice:
+    """The format that `auto` takes in the cell's direction, and what it estimated."""
+    lowered = layer_of(cell, "auto").lower(params, x)
+    return lowered.choice if cell.direction == "training" else lowered.inference_choice
 
 
 def output_of(layer: moegen.Layer) -> Callable[..., Any]:

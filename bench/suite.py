@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench import allocator, baseline
 from bench.handover import handover_ns
+from bench.picture import check_pillow, write_png
 from bench.plot import write_html
 from bench.report import Row, check_folder, table, write_json
 from bench.timing import check_rounds
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser, quick: str) -> None:
     parser.add_argument("--rounds", type=int, default=None, help="timed pairs (default 9; quick 3)")
     parser.add_argument("--json", type=Path, default=None, help="also write the result here")
     parser.add_argument("--html", type=Path, default=None, help="also draw the result here")
+    parser.add_argument("--png", type=Path, default=None, help="the same as a picture (Pillow)")
     parser.add_argument("--baseline", type=Path, default=None, help="an earlier result to compare")
     parser.add_argument(
         "--allocator", choices=("keep", "default"), default="keep",
@@ -63,8 +65,9 @@ def run(suite: str, arguments: argparse.Namespace, todo: Mapping[str, Measure]) 
     """
     rounds = arguments.rounds if arguments.rounds is not None else (3 if arguments.quick else 9)
     check_rounds(rounds)
-    for flag in ("json", "html"):
+    for flag in ("json", "html", "png"):
         check_folder(flag, getattr(arguments, flag))
+    check_pillow(arguments.png)
     earlier = baseline.read(arguments.baseline)
     kept = arguments.allocator == "keep" and allocator.keep_freed_memory()
     results = measure_all(todo, rounds)
@@ -73,6 +76,9 @@ def run(suite: str, arguments: argparse.Namespace, todo: Mapping[str, Measure]) 
         if path is not None:
             write(path, suite, settings, results)
             print(f"wrote {path}")
+    if arguments.png is not None:
+        write_png(arguments.png, results)
+        print(f"wrote {arguments.png}")
     regressed = baseline.report(earlier, results) if earlier else 0
     return regressed if len(results) == len(todo) else INTERRUPTED
 

@@ -21,7 +21,7 @@ from moegen.ir.verify import verify
 from moegen.passes.pipeline import STAGES
 from moegen.runtime.layer import ALIASES
 from moegen.runtime.schedule import Schedule
-from moegen.runtime.stages import Lowered
+from moegen.runtime.stages import INFERENCE, Lowered
 from moegen.tune import aot
 from moegen.tune.product import JNP, Product, grouped_products
 from moegen.tune.search import products_of, tune
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser("print", help="print the program after one pass or after all")
     _add_layer(show)
-    show.add_argument("--stage", choices=(*STAGES, "all"), default="all")
+    show.add_argument("--stage", choices=(*STAGES, INFERENCE, "all"), default="all")
     show.set_defaults(run=_print)
 
     emit = commands.add_parser("emit", help="write the Python that runs, for jax alone")

@@ -52,7 +52,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "moegen.kernels": JAX,
     "moegen": JAX | {"absl"},
     "vmoe": JAX | TRAINER,
-    "bench": JAX | {"absl"},
+    "bench": JAX | {"absl", "PIL"},  # PIL only where --png is given
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from moegen.backends.collectives import RESERVED, mesh_source, on_each_device, specs
 from moegen.backends.loops import statements
 from moegen.backends.source import Emitter, Template, emit_function, emit_module
+from moegen.errors import LoweringError
 from moegen.ir.program import Program, Value
 from moegen.ir.types import cotangent_type
 
@@ -32,7 +33,7 @@ def emit_layer(
     """Writes the module.
 
     Args:
-      primal: outputs only.
+      primal: outputs only; it may be stored in another format than the other two.
       forward: the outputs, then the residuals.
       backward: takes the residuals and the cotangents.
       templates: how each op is written.
@@ -44,18 +45,32 @@ def emit_layer(
     """
     if primal.mesh:
         return _emit_on_mesh(primal, forward, backward, templates, reserved, doc)
-    e = Emitter(primal, templates, reserved)
+    both = primal.with_(dims=_all_dims(primal, forward))
+    e = Emitter(both, templates, reserved)
     inputs = [e.name(v) for v in primal.inputs]
+    count = len(primal.outputs)
     outputs = _tuple(e, [v for _, v in primal.outputs])
-    residuals = [v for _, v in forward.outputs[len(primal.outputs) :]]
-    both = f"{outputs}, {_tuple(e, residuals)}"
+    residuals = [v for _, v in forward.outputs[count:]]
+    kept = f"{_tuple(e, [v for _, v in forward.outputs[:count]])}, {_tuple(e, residuals)}"
     functions = [
         emit_function("primal", inputs, statements(e, primal.ops, primal.returned), outputs),
-        emit_function("forward", inputs, statements(e, forward.ops, forward.returned), both),
+        emit_function("forward", inputs, statements(e, forward.ops, forward.returned), kept),
         _backward(e, primal, backward, residuals),
     ]
     tail = "layer = jax.custom_vjp(primal)\nlayer.defvjp(forward, backward)"
     return Emitted(emit_module(e, functions, doc, tail), dict(e.functions))
+
+
+def _all_dims(primal: Program, forward: Program) -> tuple[tuple[str, int], ...]:
+    """The dims of both: a format adds some, and two formats that share one agree on its size."""
+    sizes = forward.sizes | primal.sizes
+    for name, size in forward.dims:
+        if sizes[name] != size:
+            raise LoweringError(
+                f"@{primal.name}: {name} is {sizes[name]} in inference and {size} in training",
+                fix="give the Schedule a format",
+            )
+    return tuple(sizes.items())
 
 
 def _emit_on_mesh(

@@ -43,7 +43,7 @@ class Plan:
 
     Attributes:
       layout: where a program's inputs are on the mesh; None for one device.
-      choose: picks the format, the row block and the exchange for a joint program.
+      choose: picks the format, the row block and the exchange for a program.
       decide: picks the kernel of a product.
       share: whether it pays for products to share a loop.
       save: "all" or "least", what the backward is to get from the forward.
@@ -62,22 +62,44 @@ class Plan:
 
 def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
     """Runs all passes; returns the program after each stage, by name, in order."""
-    stages = {"trace": verify(program, "trace")}
+    run = _Run({"trace": verify(program, "trace")})
+    run.step("canonicalize", canonicalize)
+    run.step("differentiate", lambda p: canonicalize(differentiate(p)))
+    run.step("reassociate", lambda p: reassociate(p, plan.save))
+    joint = run.step("shard", lambda p: shard(p, plan.layout(p)))
+    run.from_format(plan, plan.choose(joint))
+    return run.stages
 
-    def step(name: str, run: Callable[[Program], Program]) -> Program:
-        before = next(reversed(stages.values()))
-        stages[name] = verify(run(before), name)
-        return stages[name]
 
-    step("canonicalize", canonicalize)
-    step("differentiate", lambda p: canonicalize(differentiate(p)))
-    step("reassociate", lambda p: reassociate(p, plan.save))
-    joint = step("shard", lambda p: shard(p, plan.layout(p)))
-    stored = plan.choose(joint)
-    step("choose_format", lambda p: canonicalize(choose_format(p, *stored)))
-    step("overlap", lambda p: canonicalize(overlap(p, plan.chunks(p))))
-    step("rematerialize", lambda p: rematerialize(p, plan.save))
-    step("fuse", lambda p: fuse_gathers(fuse(p), plan.inside))
-    step("select_kernels", lambda p: select_kernels(p, plan.decide))
-    step("share_loops", lambda p: share_loops(p, plan.share))
-    return stages
+def run_inference(program: Program, plan: Plan, stored: tuple[str, int, str]) -> Program:
+    """Runs the passes that a program without a backward needs, on one device.
+
+    Args:
+      program: after `canonicalize`.
+      plan: as for the joint program; it is not asked for the format.
+      stored: the format, the row block and the exchange.
+    """
+    run = _Run({"canonicalize": program})
+    return run.from_format(plan, stored)
+
+
+@dataclass
+class _Run:
+    """The stages so far."""
+
+    stages: dict[str, Program]
+
+    def step(self, name: str, run: Callable[[Program], Program]) -> Program:
+        """Adds a stage made of the last one."""
+        before = next(reversed(self.stages.values()))
+        self.stages[name] = verify(run(before), name)
+        return self.stages[name]
+
+    def from_format(self, plan: Plan, stored: tuple[str, int, str]) -> Program:
+        """The passes from `choose_format` on; returns the program after the last."""
+        self.step("choose_format", lambda p: canonicalize(choose_format(p, *stored)))
+        self.step("overlap", lambda p: canonicalize(overlap(p, plan.chunks(p))))
+        self.step("rematerialize", lambda p: rematerialize(p, plan.save))
+        self.step("fuse", lambda p: fuse_gathers(fuse(p), plan.inside))
+        self.step("select_kernels", lambda p: select_kernels(p, plan.decide))
+        return self.step("share_loops", lambda p: share_loops(p, plan.share))

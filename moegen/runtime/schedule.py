@@ -21,7 +21,9 @@ class Schedule:
     """How a layer is lowered; also part of the key of the compilation cache.
 
     Attributes:
-      format: "auto", "onehot", "slots" or "sorted": how routing decisions are stored.
+      format: "auto", "onehot", "slots" or "sorted": how routing decisions are stored. "auto" on
+        one device chooses twice, for training and for calls without gradients, whose outputs may
+        then differ in rounding.
       kernel: "auto", "runs", "blocks", "ragged_dot", "pallas_tpu" or "pallas_gpu": what runs
         grouped products (sorted format).
       gather: "before", "inside" or "auto": whether rows of tokens are gathered before the first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import linecache
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ from moegen.ir.text import format_program
 from moegen.ir.types import GROUP, Type
 from moegen.passes.layout import Layout, make_layout
 from moegen.passes.partition import Parts, partition
-from moegen.passes.pipeline import STAGES, Plan, run_pipeline
+from moegen.passes.pipeline import STAGES, Plan, run_inference, run_pipeline
 from moegen.runtime.saved import explain_saved, saved_bytes
 from moegen.runtime.schedule import Schedule
 from moegen.tune.choose import FormatChoice, gathers_inside, kernel_for, loop_pays, pick_format
@@ -31,6 +31,9 @@ from moegen.tune.cost import Cost, program_collectives, program_cost
 from moegen.tune.network import Box, Collective
 from moegen.tune.target import Target
 from moegen.tune.tuned import tables
+
+INFERENCE = "inference"
+"""Names the program of calls without gradients, beside the stages of the joint one."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Traced:
             s = self.schedule
             choice = pick_format(program, s.format, s.block, target, s.exchange)
             chosen.append(choice)
-            return choice.format, choice.block, choice.exchange
+            return choice.stored
 
         tuned = tables(self.schedule.tuned)
         mesh, owners = self.schedule.mesh_axes(), [slot.owner for slot in self.layer.slots]
@@ -91,10 +94,17 @@ class Traced:
             chunks=lambda program: chunks_for(program, self.schedule.overlap, target),
         )
         stages = run_pipeline(self.program, plan)
+        inference = None
+        if mesh is None and self.schedule.format == "auto":
+            choose(stages["canonicalize"])
+            if chosen[-1].stored != chosen[0].stored:
+                inference = run_inference(stages["canonicalize"], plan, chosen[-1].stored)
         return Lowered(
             self.layer.slots,
             stages,
             chosen[0],
+            chosen[-1],
+            inference,
             target,
             self.schedule,
             layouts[0] if layouts else None,
@@ -108,8 +118,11 @@ class Lowered:
 
     Attributes:
       slots: where each input of the program comes from in a call.
-      stages: the program after each pass, by name.
-      choice: the format that was taken and why.
+      stages: the joint program after each pass, by name.
+      choice: the format that was taken for it and why.
+      inference_choice: the same for calls without gradients; "auto" on one device estimates these
+        alone, in all other cases it is `choice`.
+      inference: the program of such calls if its format is another one, after all passes.
       target: the device it was lowered for.
       schedule: as it was asked for.
       layout: where the inputs are on the schedule's mesh, or None for one device.
@@ -119,6 +132,8 @@ class Lowered:
     slots: tuple[Slot, ...]
     stages: dict[str, Program] = field(repr=False)
     choice: FormatChoice
+    inference_choice: FormatChoice
+    inference: Program | None = field(repr=False)
     target: Target
     schedule: Schedule
     layout: Layout | None = None
@@ -130,23 +145,34 @@ class Lowered:
         return self.stages[STAGES[-1]]
 
     def as_text(self, stage: str = STAGES[-1]) -> str:
-        """The program after one stage, as text that parses back."""
-        if stage not in self.stages:
+        """The program after one stage, or of "inference", as text that parses back."""
+        if stage == INFERENCE:
+            return format_program(self.parts.primal)
+        known = (*self.stages, INFERENCE)
+        if stage not in known:
             raise LoweringError(
-                f'no stage "{stage}"{did_you_mean(stage, self.stages)}',
-                fix=f"use one of {', '.join(self.stages)}",
+                f'no stage "{stage}"{did_you_mean(stage, known)}',
+                fix=f"use one of {', '.join(known)}",
             )
         return format_program(self.stages[stage])
 
     def explain(self) -> str:
         """The program after each pass, each format's estimated cost, what the backward is kept."""
         parts = [f"// after {name}\n{format_program(p)}" for name, p in self.stages.items()]
+        if self.inference is not None:
+            parts.append(f"// {INFERENCE}, after all passes\n{self.as_text(INFERENCE)}")
         parts += [f"// mesh: {note}\n" for note in (self.layout.notes if self.layout else ())]
         parts.append(f"// formats on {self.target.name}\n{self.choice.explain()}\n")
+        if self.inference_choice is not self.choice:
+            alone = self.inference_choice.explain()
+            parts.append(f"// formats on {self.target.name}, {INFERENCE} alone\n{alone}\n")
         parts += [f"// tuned: {note}\n" for note in self.tiles]
-        stored = (self.choice.format, self.choice.block, self.choice.exchange)
         kept = explain_saved(
-            self.stages["differentiate"], self.slots, stored, self.schedule.save, self.layout
+            self.stages["differentiate"],
+            self.slots,
+            self.choice.stored,
+            self.schedule.save,
+            self.layout,
         )
         parts.append(f"// kept for the backward\n{kept}\n")
         return "\n".join(parts)
@@ -175,16 +201,18 @@ class Lowered:
     @cached_property
     def parts(self) -> Parts:
         """The program as primal, forward and backward."""
-        return partition(self.program)
+        parts = partition(self.program)
+        if self.inference is None:
+            return parts
+        return replace(parts, primal=partition(self.inference).primal)
 
     @cached_property
     def emitted(self) -> Emitted:
         """The module that runs."""
-        parts = self.parts
-        doc = (
-            f"{self.program.name}, generated by moegen: format {self.choice.format}, "
-            f"target {self.target.name}."
-        )
+        parts, form = self.parts, self.choice.format
+        if self.inference is not None:
+            form += f" ({self.inference_choice.format} in inference)"
+        doc = f"{self.program.name}, generated by moegen: format {form}, target {self.target.name}."
         return emit_layer(
             parts.primal, parts.forward, parts.backward, xla.TEMPLATES, xla.KERNEL_NAMES, doc
         )

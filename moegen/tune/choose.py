@@ -53,6 +53,11 @@ class FormatChoice:
     forced: bool
     candidates: tuple[Candidate, ...]
 
+    @property
+    def stored(self) -> tuple[str, int, str]:
+        """The choice as `choose_format` takes it: format, block and exchange."""
+        return self.format, self.block, self.exchange
+
     def explain(self) -> str:
         """A table of candidates with the reason for the choice."""
         lines = [f"{'format':<8}{'GFLOP':>10}{'MB moved':>10}{'est. ms':>10}"]
@@ -70,7 +75,7 @@ class FormatChoice:
 def pick_format(
     program: Program, format: str, block: int | None, target: Target, exchange: str = "auto"
 ) -> FormatChoice:
-    """Estimates every format on the joint program; "auto" takes the cheapest.
+    """Estimates every format on a program, joint or not; "auto" takes the cheapest.
 
     Raises:
       ScheduleError: for an unknown format.

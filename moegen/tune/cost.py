@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from moegen.ir.locality import own_sizes
 from moegen.ir.program import Op, Program, Value
 from moegen.ir.types import EXPERT, Tensor, Type, placement_of, value_bytes
+from moegen.tune import cpu_cost
 from moegen.tune.network import NETWORKS, Box, Collective, joined, ring, seconds
 from moegen.tune.target import Target
-
-WIDENED = 8
-"""Bytes per element that is widened to float32: written once, read once."""
-
 
 MOVES = {
     "all_to_all": "all_to_all",
@@ -54,10 +51,12 @@ def program_cost(program: Program, target: Target, boxes: Mapping[str, Box] | No
       target: the device.
       boxes: what each mesh axis is of the network; one that is not named is a ring.
     """
+    loops = cpu_cost.Loops.of(program) if target.platform == "cpu" else None
     flops = moved = spent = 0.0
     for op in program.ops:
         if op.name not in MOVES:
-            cost = op_cost(op, own_sizes(program, op), target)
+            sizes = own_sizes(program, op)
+            cost = op_cost(op, sizes, target, loops.moved(op, sizes) if loops else None)
             flops, moved, spent = flops + cost.flops, moved + cost.bytes, spent + cost.seconds
     moving = moving_seconds(program_collectives(program), dict(program.mesh), target, boxes)
     return Cost(flops, moved, spent + moving, moving)
@@ -103,29 +102,26 @@ def _own_bytes(program: Program, value: Value) -> int:
     return value_bytes(value.type, sizes)
 
 
-def op_cost(op: Op, sizes: dict[str, int], target: Target) -> Cost:
-    """Costs of one op: products by their dims, the rest by their elements."""
+def op_cost(op: Op, sizes: dict[str, int], target: Target, moved: float | None = None) -> Cost:
+    """Costs of one op: products by their dims, the rest by their elements.
+
+    Args:
+      op: any op.
+      sizes: of the program's dims.
+      target: the device.
+      moved: bytes of operands and results that pass through memory; None: all of them.
+    """
     flops = op_flops(op, sizes)
-    moved = sum(value_bytes(v.type, sizes) for v in (*op.inputs, *op.results))
+    if moved is None:
+        moved = sum(value_bytes(v.type, sizes) for v in (*op.inputs, *op.results))
     if op.name in ("grouped_dot", "grouped_outer") and op.attr.get("block", 1) == 1:
         flops *= _ragged_waste(sizes, target)
-    seconds = max(flops / target.flops, moved / target.bytes) + target.overhead
-    widened = _widened_bytes(op, sizes, target)
-    return Cost(flops, moved + widened, seconds + widened / target.bytes)
-
-
-def _widened_bytes(op: Op, sizes: dict[str, int], target: Target) -> float:
-    """What a batched product in bfloat16 moves besides on CPU: XLA first widens its operands.
-
-    With jax 0.10.2 all of them; with 0.12, those of weight gradients. Runs widen what they hold
-    in the cache, so that grouped products do not pay for it.
-    """
-    if target.platform != "cpu" or op.name != "dot":
-        return 0.0
-    tensors = [v.type for v in (*op.inputs, *op.results) if isinstance(v.type, Tensor)]
-    if not all(t.dtype == "bf16" and EXPERT in t.dims for t in tensors[:2]):
-        return 0.0
-    return WIDENED * sum(_elements(t, sizes) for t in tensors)
+    if target.platform != "cpu":
+        return Cost(flops, moved, max(flops / target.flops, moved / target.bytes) + target.overhead)
+    busy = flops / target.flops * cpu_cost.slowdown(op, sizes)
+    spent = max(busy, moved / target.bytes) + target.overhead
+    besides = cpu_cost.widened_bytes(op, sizes) + cpu_cost.copied_bytes(op, sizes)
+    return Cost(flops, moved + besides, spent + besides / target.bytes)
 
 
 def op_flops(op: Op, sizes: dict[str, int]) -> float:

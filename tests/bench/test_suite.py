@@ -52,7 +52,7 @@ def test_a_run_that_ends_returns_0_and_a_slower_one_1(tmp_path: Path):
     assert suite.run("any", arguments(f"--baseline={path}"), {"one": lambda rounds: ROWS}) == 1
 
 
-@pytest.mark.parametrize("flag", ["json", "html"])
+@pytest.mark.parametrize("flag", ["json", "html", "png"])
 def test_a_file_that_cannot_be_written_is_refused_first(tmp_path: Path, flag):
     with pytest.raises(ValueError, match=f"--{flag}: .*absent is no folder"):
         suite.run("any", arguments(f"--{flag}={tmp_path}/absent/x"), {"one": interrupted})
