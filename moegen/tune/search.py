@@ -6,6 +6,7 @@ Loads are not known beforehand: a cost is that of equal loads and that of skewed
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +59,8 @@ def tune(
     """
     known = dict(read_tiles(store).entries)
     basis = basis_for(target)
-    for product in dict.fromkeys(products):
+    todo = list(dict.fromkeys(products))
+    for number, product in enumerate(todo, 1):
         space = space_of(product, target)
         if not space.legal:
             raise TuneError(
@@ -69,6 +71,9 @@ def tune(
         if blank.key in known:
             yield known[blank.key], False
             continue
+        told(f"[{number}/{len(todo)}] {product.key}: {len(space.legal)} may run it")
+        for reason, count in Counter(space.excluded.values()).items():
+            told(f"  {count} left out: {reason}")
         costs = _costs(product, target, basis, space, told)
         best = min(costs, key=lambda c: costs[c])
         named = {str(candidate): cost for candidate, cost in costs.items()}

@@ -167,8 +167,11 @@ def test_a_search_by_the_compiler_compiles_each_height_once_and_keeps_the_best(
     monkeypatch.setattr(search, "basis_for", lambda target: ESTIMATED)
     monkeypatch.setattr(search, "estimate_steps", estimate_steps)
     store = tmp_path / "t.json"
-    ((found, new),) = search.tune([DOT, DOT], V5E, store, told)
+    said = []
+    ((found, new),) = search.tune([DOT, DOT], V5E, store, said.append)
     assert new
+    assert said[0] == f"[1/1] {DOT.key}: {len(space_of(DOT, V5E).legal)} may run it"
+    assert "left out: 1024 rows are more than twice" in said[1]
     assert found.costs[str(Candidate(found.kernel, found.tile))] == min(found.costs.values())
     assert found.tile[0] == 256  # the widest that was not refused
     assert not any(name.startswith("pallas_tpu 512 ") for name in found.costs)
