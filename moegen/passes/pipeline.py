@@ -98,8 +98,13 @@ class _Run:
     def from_format(self, plan: Plan, stored: tuple[str, int, str]) -> Program:
         """The passes from `choose_format` on; returns the program after the last."""
         self.step("choose_format", lambda p: canonicalize(choose_format(p, *stored)))
-        self.step("overlap", lambda p: canonicalize(overlap(p, plan.chunks(p))))
+        self.step("overlap", lambda p: _in_chunks(p, plan.chunks(p)))
         self.step("rematerialize", lambda p: rematerialize(p, plan.save))
         self.step("fuse", lambda p: fuse_gathers(fuse(p), plan.inside))
         self.step("select_kernels", lambda p: select_kernels(p, plan.decide))
         return self.step("share_loops", lambda p: share_loops(p, plan.share))
+
+
+def _in_chunks(program: Program, chunks: int) -> Program:
+    cut = overlap(program, chunks)
+    return program if cut is program else canonicalize(cut)
