@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moegen.backends import collectives
+from moegen.backends.collectives import axis_names
 from moegen.backends.expressions import (
     EXPRESSIONS,
     JNP_DTYPES,
@@ -310,17 +311,27 @@ def _rows_first(e: Emitter, rows: Value) -> tuple[str, str]:
     return e.aligned(rows, (*SLOTS, *dims_of(rows)[3:])), f", capacity={CAPACITY}"
 
 
+def _slots_here(e: Emitter, op: Op, rows: str) -> str:
+    """The slots of choices as this device numbers them, which may have some of the experts only."""
+    y, slot = op.inputs[:2]
+    axes = placement_of(y.type).axes(EXPERT)
+    if not axes or CAPACITY not in dims_of(y):
+        return e.name(slot)
+    use = e.use(gather.own_slots)
+    return f"{use}({e.name(slot)}, {axis_names(axes)}, {rows}.shape[0] * {CAPACITY})"
+
+
 @template("take_slots")
 def _take_slots(e: Emitter, op: Op) -> list[str]:
     rows, capacity = _rows_first(e, op.inputs[0])
-    args = ", ".join([rows, *(e.name(v) for v in op.inputs[1:])])
+    args = ", ".join([rows, _slots_here(e, op, rows), *(e.name(v) for v in op.inputs[2:])])
     return _set(e, op, f"{e.use(gather.slots_to_tokens)}({args}{capacity})")
 
 
 @template("match_slots")
 def _match_slots(e: Emitter, op: Op) -> list[str]:
     rows, capacity = _rows_first(e, op.inputs[0])
-    slot, x = (e.name(v) for v in op.inputs[1:])
+    slot, x = _slots_here(e, op, rows), e.name(op.inputs[2])
     dtype = JNP_DTYPES[op.attr["dtype"]]
     call = e.use(gather.slots_times_tokens)
     return _set(e, op, f"{call}({rows}, {slot}, {x}, {dtype}{capacity})")

@@ -289,7 +289,7 @@ class TakeTokens(ListOp):
         return (Tensor(_float_dtype(x.dtype), (*source.dims, *x.dims[2:])),)
 
     def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
-        return locality(WITHIN_GROUP, linear=((0,),))
+        return locality((TOKEN, CHOICE), linear=((0,),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         x, source, *weight = arrays
@@ -315,7 +315,8 @@ class TakeTokens(ListOp):
 class TakeSlots(ListOp):
     """`take_slots(y, slot, weight?)`: for each token the sum of its slots' rows [G, S, ...].
 
-    y is [E, G, C, ...] in any order of those three, or [N, ...].
+    y is [E, G, C, ...] in any order of those three, or [N, ...]. A device with some experts only
+    gives its part of the sum.
     """
 
     name = "take_slots"
@@ -330,7 +331,7 @@ class TakeSlots(ListOp):
         return (Tensor(_float_dtype(y.dtype), (GROUP, TOKEN, *own)),)
 
     def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
-        return locality(WITHIN_GROUP, linear=((0,),))
+        return locality((TOKEN, CAPACITY, CHOICE), summed=(EXPERT,), linear=((0,),))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         y, slot, *weight = arrays
@@ -357,7 +358,8 @@ class MatchSlots(ListOp):
         return (Tensor(_float_dtype(attrs["dtype"]), slot.dims),)
 
     def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
-        return locality(WITHIN_GROUP, summed=dims_of(operands[2])[2:], linear=((0,), (2,)))
+        summed = (EXPERT, *dims_of(operands[2])[2:])
+        return locality((TOKEN, CAPACITY, CHOICE), summed=summed, linear=((0,), (2,)))
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         y, slot, x = arrays

@@ -43,7 +43,8 @@ def can_overlap(program: Program, chunks: int) -> bool:
 def to_experts(op: Op) -> bool:
     """Whether an op sends slots to the devices that hold their experts."""
     way = (op.attr.get("join"), op.attr.get("split"))
-    return op.name == "all_to_all" and way == (GROUP, EXPERT) and _has_slots(op.operands[0])
+    rows = op.name == "all_to_all" and len(dims_of(op.inputs[0].type)) > 3  # not their numbers
+    return rows and way == (GROUP, EXPERT) and _has_slots(op.operands[0])
 
 
 def part_dim(some: int, chunks: int) -> str:

@@ -17,6 +17,7 @@ from moegen.passes.overlap import overlap
 from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import Decide, select_kernels
+from moegen.passes.send_tokens import send_tokens
 from moegen.passes.shard import shard
 from moegen.passes.share_loops import Decide as Share
 from moegen.passes.share_loops import share_loops
@@ -28,6 +29,7 @@ STAGES = (
     "reassociate",
     "shard",
     "choose_format",
+    "send_tokens",
     "overlap",
     "rematerialize",
     "fuse",
@@ -48,6 +50,7 @@ class Plan:
       share: whether it pays for products to share a loop.
       save: "all" or "least", what the backward is to get from the forward.
       inside: whether a product gathers its rows itself.
+      tokens: whether tokens are sent, not rows, where experts are shared.
       chunks: in how many parts slots travel to their experts.
     """
 
@@ -57,6 +60,7 @@ class Plan:
     share: Share
     save: str = "all"
     inside: Inside = lambda program, op: False
+    tokens: Callable[[Program], bool] = lambda program: False
     chunks: Callable[[Program], int] = lambda program: 1
 
 
@@ -98,6 +102,7 @@ class _Run:
     def from_format(self, plan: Plan, stored: tuple[str, int, str]) -> Program:
         """The passes from `choose_format` on; returns the program after the last."""
         self.step("choose_format", lambda p: canonicalize(choose_format(p, *stored)))
+        self.step("send_tokens", lambda p: canonicalize(send_tokens(p)) if plan.tokens(p) else p)
         self.step("overlap", lambda p: _in_chunks(p, plan.chunks(p)))
         self.step("rematerialize", lambda p: rematerialize(p, plan.save))
         self.step("fuse", lambda p: fuse_gathers(fuse(p), plan.inside))

@@ -12,6 +12,7 @@ from moegen.passes.choose_format import FORMATS
 from moegen.passes.formats.exchanges import EXCHANGES
 from moegen.passes.layout import DEFAULT_AXES, MeshAxes, token_axes
 from moegen.passes.rematerialize import SAVES
+from moegen.passes.send_tokens import SENDS
 from moegen.tune.choose import GATHERS, KERNELS
 from moegen.tune.target import Target, target_named, target_of
 
@@ -39,6 +40,8 @@ class Schedule:
         it (TPUs, GPUs).
       tuned: a file that `moegen tune` wrote, asked for kernels and tiles before the table that
         comes with moegen and the heuristics; if it is damaged, lowering a layer raises.
+      send: what goes to the devices that share the experts, in the slots format: "rows", each to
+        its expert's device, "tokens", all to all of them, or "auto", by the estimated time.
       overlap: in how many chunks slots travel to experts on other devices, each with products of
         its own, so that one can move while another is worked on; "auto": as many as the cost
         model chooses.
@@ -66,6 +69,7 @@ class Schedule:
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None
     axes: Mapping[str, str] | tuple[tuple[str, tuple[str, ...]], ...] = ()
     interpret: bool = False
+    send: str = "auto"
     overlap: int | str = 1
 
     def __post_init__(self) -> None:
@@ -73,6 +77,7 @@ class Schedule:
         _one_of("kernel", self.kernel, KERNELS)
         _one_of("gather", self.gather, GATHERS)
         _one_of("save", self.save, SAVES)
+        _one_of("send", self.send, SENDS)
         _one_of("exchange", self.exchange, ("auto", *EXCHANGES))
         if self.overlap != "auto" and (isinstance(self.overlap, str) or self.overlap < 1):
             raise ScheduleError(f"overlap={self.overlap!r}", fix='1 chunk or more, or "auto"')

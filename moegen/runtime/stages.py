@@ -25,7 +25,14 @@ from moegen.passes.partition import Parts, partition
 from moegen.passes.pipeline import STAGES, Plan, run_inference, run_pipeline
 from moegen.runtime.saved import explain_saved, saved_bytes
 from moegen.runtime.schedule import Schedule
-from moegen.tune.choose import FormatChoice, gathers_inside, kernel_for, loop_pays, pick_format
+from moegen.tune.choose import (
+    FormatChoice,
+    gathers_inside,
+    kernel_for,
+    loop_pays,
+    pick_format,
+    sends_tokens,
+)
 from moegen.tune.chunks import chunks_for
 from moegen.tune.cost import Cost, program_collectives, program_cost
 from moegen.tune.network import Box, Collective
@@ -91,6 +98,7 @@ class Traced:
             ),
             save=self.schedule.save,
             share=loop_pays,
+            tokens=lambda program: sends_tokens(program, self.schedule.send, target),
             chunks=lambda program: chunks_for(program, self.schedule.overlap, target),
         )
         stages = run_pipeline(self.program, plan)

@@ -11,8 +11,10 @@ from moegen.ir.program import Op, Program, Value
 from moegen.ir.types import CHOICE, EXPERT, GROUP, TOKEN, placement_of, value_bytes
 from moegen.passes.choose_format import FORMATS, choose_format
 from moegen.passes.select_kernels import KernelChoice
+from moegen.passes.send_tokens import send_tokens
 from moegen.tune.cost import Cost, program_cost
 from moegen.tune.grouped import GROUPED_CHOICES, GroupedChoice
+from moegen.tune.network import NETWORKS
 from moegen.tune.target import Target
 from moegen.tune.tuned import TunedTiles
 
@@ -234,6 +236,31 @@ def _asked_for(
 
 def _foreign(choice: GroupedChoice, target: Target) -> bool:
     return target.platform not in choice.platforms
+
+
+def sends_tokens(program: Program, asked: str, target: Target) -> bool:
+    """Whether tokens go to all devices that share experts, and not rows to those of theirs.
+
+    Args:
+      program: after choose_format.
+      asked: "rows", "tokens", or "auto" for the least estimated time; where devices share memory,
+        rows.
+      target: the device.
+
+    Raises:
+      LoweringError: if tokens are asked for and nothing travels in slots.
+    """
+    if asked == "rows" or (asked == "auto" and NETWORKS[target.name].kind == "memory"):
+        return False
+    sent = send_tokens(program)
+    if asked == "auto":
+        return program_cost(sent, target).seconds < program_cost(program, target).seconds
+    if not any(op.name == "all_to_all" for op in program.ops):
+        raise LoweringError(
+            f"@{program.name}: nothing travels in slots that tokens could be sent for",
+            fix='a mesh with an axis of experts, and format="slots"',
+        )
+    return True
 
 
 def loop_pays(program: Program, ops: Sequence[Op]) -> bool:

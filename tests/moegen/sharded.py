@@ -61,6 +61,7 @@ class Case:
     save: str = "all"
     exchange: str = "auto"
     overlap: int = 1
+    send: str = "auto"
 
     def schedule(self) -> mg.Schedule:
         names, shape = tuple(self.mesh), tuple(self.mesh.values())
@@ -69,7 +70,7 @@ class Case:
         mesh = jax.make_mesh(shape, names, axis_types=auto, devices=devices)
         return mg.Schedule(
             format=self.format, mesh=mesh, axes=self.axes, save=self.save, exchange=self.exchange,
-            overlap=self.overlap,
+            overlap=self.overlap, send=self.send,
         )  # fmt: skip
 
     def arrays(self, layer: mg.Layer) -> tuple[Any, ...]:
@@ -172,6 +173,13 @@ CASES = {
     ),
     "random numbers within experts, in chunks": Case(
         {"data": 2, "expert": 2, "model": 2}, expert=dropped_out, sizes=(4, 5, 2, 4), overlap=2
+    ),
+    "all tokens to all devices, on data, expert and model axes": Case(
+        {"data": 2, "expert": 2, "model": 2}, send="tokens"
+    ),
+    "all tokens to all devices of two axes, weights fully sharded, little kept": Case(
+        {"e1": 2, "fsdp": 2, "e2": 2}, send="tokens", sizes=(8, 5, 8, 4), router=NOISY,
+        axes={"e1": "G E", "e2": "G E"}, save="least",
     ),
     "tokens on every device, experts shared out": Case(
         {"expert": 4}, axes={"expert": "E"}, sizes=(1, 5, 4, 4)

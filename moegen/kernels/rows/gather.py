@@ -116,6 +116,12 @@ def slot_rows(
     return rows.reshape(experts * groups * capacity, *rows.shape[3:]), at
 
 
+def own_slots(slot: jax.Array, axes: str | tuple[str, ...], slots: int) -> jax.Array:
+    """Slot numbers among the `slots` of this device's experts; past the end for other devices'."""
+    own = slot - jax.lax.axis_index(axes) * slots
+    return jnp.where((own >= 0) & (own < slots), own, slots)
+
+
 def slots_to_tokens(
     rows: jax.Array,
     slot: jax.Array,

@@ -17,6 +17,7 @@ from moegen.passes.overlap import overlap
 from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import select_kernels
+from moegen.passes.send_tokens import send_tokens
 from moegen.passes.shard import shard
 from moegen.passes.share_loops import share_loops
 from moegen.tune.choose import kernel_for, loop_pays
@@ -66,6 +67,7 @@ CASES = [  # one file is the result of a pass and the input of the next
     ("layer.differentiate", formatted("sorted", block=2), "layer.sorted"),
     ("layer.differentiate", sharded, "layer.shard"),
     ("layer.shard", formatted("slots"), "layer.shard.slots"),
+    ("layer.shard.slots", send_tokens, "layer.shard.slots.send_tokens"),
     ("layer.shard.slots", lambda p: overlap(p, 3), "layer.shard.slots.overlap"),
     ("layer.onehot", fuse, "layer.onehot.fuse"),
     ("layer.slots", fuse, "layer.slots.fuse"),
