@@ -1,6 +1,7 @@
 """A run on two processes, killed and gone on with on one, has the losses of one device."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -22,38 +23,32 @@ TOLERANCE = 1e-5
 """float32, summed in another order, five steps on."""
 
 
-MESH = "--config.mesh=(('data', 2), ('expert', 2))"
+def stopped(workdir, process, number, devices, mesh):
+    """What is left of a run on two processes with so many devices each; one got a signal.
 
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """A run on two processes with two devices each, of which the first was killed."""
-    workdir = tmp_path_factory.mktemp("processes") / "many"
-    processes = several.start(workdir, 2, 2, [MESH, "--config.steps=100000"])
+    Returns:
+      The other's exit code, its last line, and how many seconds after the signal it ended.
+    """
+    processes = several.start(
+        workdir, 2, devices, [f"--config.mesh={mesh}", "--config.steps=100000"]
+    )
     try:
         several.wait_until(Checkpoints(workdir).steps, processes)
-        processes[0].kill()
-        before = time.monotonic()
-        code = processes[1].wait(several.PATIENCE)
+        processes[process].send_signal(number)
+        before, other = time.monotonic(), 1 - process
+        code = processes[other].wait(several.PATIENCE)
     finally:
         several.end(processes)
-    return workdir, code, time.monotonic() - before
+    last = several.errors(workdir, other).read_text().splitlines()[-1]
+    return code, last, time.monotonic() - before
 
 
-def test_a_process_that_is_killed_ends_the_others_with_a_line(killed):
-    workdir, code, seconds = killed
-    assert code == 1
-    last = several.errors(workdir, 1).read_text().splitlines()[-1]
-    assert last == f"vmoe: error: {LOST}"
-    assert seconds < 2 * SILENCE
-
-
-def test_the_losses_of_every_step_are_those_of_one_device(killed):
-    """Of the two processes until they were killed, then of one with four devices."""
-    workdir, _, _ = killed
+def check_losses(workdir, mesh):
+    """Of the two processes until one was stopped, then of one process on a mesh of its own."""
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tests.vmoe.sharded", str(workdir.parent)],
+        [sys.executable, "-W", "error", "-m", "tests.vmoe.sharded", workdir.parent, mesh],
         cwd=several.ROOT, env=several.environment(4), capture_output=True, text=True, check=False,
+        timeout=several.PATIENCE,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
     found = json.loads(run.stdout)
@@ -73,9 +68,30 @@ def test_the_losses_of_every_step_are_those_of_one_device(killed):
             assert many[name] == wanted, (one["step"], name)
 
 
+def test_a_killed_process_ends_the_other_and_one_device_goes_on_with_the_same_losses(tmp_path):
+    """The one that is killed is the coordinator, whose end JAX answers with an abort."""
+    code, last, seconds = stopped(tmp_path / "many", 0, signal.SIGKILL, 1, "(('expert', 2),)")
+    assert (code, last) == (1, f"vmoe: error: {LOST}")
+    assert seconds < 2 * SILENCE
+    check_losses(tmp_path / "many", "{}")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "process, number", [(1, signal.SIGKILL), (0, signal.SIGSTOP), (1, signal.SIGSTOP)]
+)
+def test_any_other_end_of_a_process(tmp_path, process, number):
+    """On an axis that has one process's images apart, and gone on with on another mesh."""
+    mesh = "(('expert', 2), ('data', 2))"
+    code, last, seconds = stopped(tmp_path / "many", process, number, 2, mesh)
+    assert (code, last) == (1, f"vmoe: error: {LOST}")
+    assert seconds < 3 * SILENCE
+    check_losses(tmp_path / "many", '{"fsdp": 2, "model": 2}')
+
+
 def test_experts_and_their_moments_are_split_and_nothing_else():
     mesh = jax.make_mesh((1, 1), ("expert", "model"))
-    state = init_state(CONFIG, (8, 8, 1))
+    state = jax.eval_shape(lambda: init_state(CONFIG, (8, 8, 1)))
     places = jax.tree_util.tree_leaves_with_path(state_places(mesh, state))
     split = {jax.tree_util.keystr(path): place.spec for path, place in places if any(place.spec)}
     assert len(split) == 3 * 4  # weights, and both of Adam's moments
