@@ -228,10 +228,25 @@ def losses(
 
 
 def usage(settings: Settings, group: Group, mask: Vector) -> dict[str, float | Vector]:
-    """Choices kept per expert, and the share of choices without a slot (padding chooses none)."""
+    """Choices kept per expert, all choices, the share without a slot, how unsure the gates are.
+
+    Padding chooses none, and its gates do not count.
+    """
     load = np.zeros(group.gates.shape[1])
     for chosen, places in zip(group.chosen, group.places, strict=True):
         for e, place in zip(chosen, places, strict=True):
             load[e] += has_slot(settings, place)
     asked = sum(bool(m) for m in mask) * settings.k
-    return {"load": load, "dropped": 1.0 - load.sum() / asked if asked else 0.0}
+    unsure = [entropy(row) for row, real in zip(group.gates, mask, strict=True) if real]
+    return {
+        "load": load,
+        "asked": asked,
+        "dropped": 1.0 - load.sum() / asked if asked else 0.0,
+        "gate_entropy": sum(unsure) / len(unsure) if unsure else 0.0,
+    }
+
+
+def entropy(gates: Vector) -> float:
+    """Of one token's gates, in units of that of an even choice; of a single expert 0."""
+    total = -sum(float(g) * math.log(g) for g in gates if g > 0)
+    return total / math.log(len(gates)) if len(gates) > 1 else 0.0
