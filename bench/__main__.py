@@ -4,11 +4,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bench import budget, compare, kernels, layer, memory, papers, scaling, train_step
+from bench import budget, compare, hbm, kernels, layer, memory, papers, scaling, train_step
 
 SUITES = {
     "budget": budget,
     "compare": compare,
+    "hbm": hbm,
     "kernels": kernels,
     "layer": layer,
     "memory": memory,

@@ -1,14 +1,17 @@
-"""Whole programs to compile for a TPU: a training step of a V-MoE."""
+"""Whole programs to compile for a TPU: a training step of a V-MoE, and a layer from end to end."""
 
 import functools
 from dataclasses import replace
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 
 import moegen
 from bench.train_step import Case as TrainCase
 from bench.train_step import batch_of, small_case, with_format
+from moegen.experts import mlp
+from moegen.routers import noisy_top_k
 from moegen.tune.tpu_cases import Case
 from vmoe.state import init_state, make_train_step
 
@@ -30,3 +33,26 @@ def train_step(target: str, batch_size: int = 32, format: str = "sorted") -> Cas
         jax.eval_shape(lambda: batch_of(config, case.image)),
     ]
     return step, shapes
+
+
+def moe_layer(
+    target: str, part: str, schedule: dict[str, str], tokens: int, width: int, hidden: int
+) -> Case:
+    """A dropless layer of 8 experts and 2 choices in bf16: its outputs, or loss and gradients.
+
+    `part` is "forward" or "training".
+    """
+    asked = moegen.Schedule(format="sorted", target=target, **schedule)
+    router = noisy_top_k.bind(k=2, dropless=True, noise_std=0.0)
+    layer = moegen.compile(router, mlp, asked)
+    x = jax.ShapeDtypeStruct((4, tokens // 4, width), jnp.bfloat16)
+    params = layer.abstract_params(x, experts=8, hidden=hidden)
+
+    def loss(params, x):
+        return jnp.sum(jnp.square(layer(params, x)[0].astype(jnp.float32)))
+
+    def training(params, x):
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, x)
+
+    calls = {"forward": lambda p, x: layer(p, x)[0], "training": training}
+    return calls[part], [params, x]

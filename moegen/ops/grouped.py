@@ -38,6 +38,18 @@ def sizes_of(op: Op) -> Value:
     return op.inputs[{"gathered_dot": 3, "grouped_dot": 2, "grouped_outer": 2}.get(op.name, 1)]
 
 
+def epilogue_operands(op: Op) -> tuple[Value, ...]:
+    """What the epilogue of a grouped product reads beside the product."""
+    return op.inputs[op.inputs.index(sizes_of(op)) + 1 :]
+
+
+def _at_rows(operand: Any) -> Any:
+    """The type of an epilogue's operand: a value per expert stands for its copy at each row."""
+    if not isinstance(operand, Tensor) or EXPERT not in operand.dims:
+        return operand
+    return Tensor(operand.dtype, (ROWS, *(d for d in operand.dims if d != EXPERT)))
+
+
 def _check_sizes(sizes: Type | Literal, **attrs: Any) -> None:
     """Checks the number of rows of each expert, and the block they are padded to."""
     found = tensor(sizes, "sizes")
@@ -101,7 +113,10 @@ class GroupedOp(OpDef):
 
 @register
 class GroupedDot(GroupedOp):
-    """`grouped_dot(rows, w, sizes, over="D")`: rows[N, D] times w[E, D, F] of each row's expert."""
+    """`grouped_dot(rows, w, sizes, over="D")`: rows[N, D] times w[E, D, F] of each row's expert.
+
+    An operand of its epilogue may be per expert: each row reads its expert's.
+    """
 
     name = "grouped_dot"
     attributes = (
@@ -132,7 +147,7 @@ class GroupedDot(GroupedOp):
         acc = Tensor(rows.dtype, tuple(attrs.get("out", natural)))
         if acc.dims[:1] != (ROWS,) or sorted(acc.dims) != sorted(natural):
             raise ShapeError(f"out={acc.dims} does not list the result's dims {natural}")
-        return with_epilogue(dims, acc, operands[3:], attrs)
+        return with_epilogue(dims, acc, [_at_rows(o) for o in operands[3:]], attrs)
 
     def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
         over = dims_tuple(attrs["over"])
@@ -148,7 +163,11 @@ class GroupedDot(GroupedOp):
         spread = jnp.einsum(einsum_spec(a, (ROWS, EXPERT), (*a, EXPERT)), rows, mask)
         acc = Tensor(types[0].dtype, tensor(env.op.results[0].type).dims)
         product = jnp.einsum(einsum_spec((*a, EXPERT), b, acc.dims), spread, w)
-        return apply_epilogue(env, product, acc, extra, types[3:])
+        copied = [
+            _copied(array, type_, mask) if EXPERT in type_.dims else array
+            for array, type_ in zip(extra, types[3:], strict=True)
+        ]
+        return apply_epilogue(env, product, acc, copied, [_at_rows(t) for t in types[3:]])
 
 
 @register
@@ -228,7 +247,10 @@ class PerRow(GroupedOp):
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         b, sizes = arrays
-        dims = tensor(env.op.inputs[0].type).dims
-        lead = (EXPERT, *(d for d in dims if d != EXPERT))
-        mask = _mask(env, sizes, b.dtype)
-        return jnp.einsum("ne,e...->n...", mask, align(b, dims, lead))
+        return _copied(b, tensor(env.op.inputs[0].type), _mask(env, sizes, b.dtype))
+
+
+def _copied(values: Any, type_: Tensor, mask: Any) -> Any:
+    """Each row's copy of its expert's values, 0 at rows of none."""
+    lead = (EXPERT, *(d for d in type_.dims if d != EXPERT))
+    return jnp.einsum("ne,e...->n...", mask.astype(values.dtype), align(values, type_.dims, lead))

@@ -4,7 +4,8 @@ The epilogue is the author's own arithmetic, written as expressions over the pro
 and further operands `c0, c1, ...`; any chain of elementwise ops fuses, by no list of names.
 A value that is needed elsewhere becomes a further result, so that forward and backward of
 one joint program can share a fused product. A forward product takes only what the forward
-needs: derivatives of activations stay with the backward. Gathers follow in `fuse_gathers`.
+needs: derivatives of activations stay with the backward. Gathers follow in `fuse_gathers`, values
+per expert in `fuse_copies`.
 """
 
 from __future__ import annotations

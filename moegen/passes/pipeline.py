@@ -11,6 +11,7 @@ from moegen.passes.canonicalize import canonicalize
 from moegen.passes.choose_format import choose_format
 from moegen.passes.differentiate import differentiate
 from moegen.passes.fuse import fuse
+from moegen.passes.fuse_copies import Reads, fuse_copies
 from moegen.passes.fuse_gathers import Inside, fuse_gathers
 from moegen.passes.layout import Layout
 from moegen.passes.overlap import overlap
@@ -52,6 +53,7 @@ class Plan:
       inside: whether a product gathers its rows itself.
       tokens: whether tokens are sent, not rows, where experts are shared.
       chunks: in how many parts slots travel to their experts.
+      reads: whether a product's kernel reads values per expert.
     """
 
     layout: Callable[[Program], Layout | None]
@@ -62,6 +64,7 @@ class Plan:
     inside: Inside = lambda program, op: False
     tokens: Callable[[Program], bool] = lambda program: False
     chunks: Callable[[Program], int] = lambda program: 1
+    reads: Reads = lambda program, op: False
 
 
 def run_pipeline(program: Program, plan: Plan) -> dict[str, Program]:
@@ -105,7 +108,7 @@ class _Run:
         self.step("send_tokens", lambda p: canonicalize(send_tokens(p)) if plan.tokens(p) else p)
         self.step("overlap", lambda p: _in_chunks(p, plan.chunks(p)))
         self.step("rematerialize", lambda p: rematerialize(p, plan.save))
-        self.step("fuse", lambda p: fuse_gathers(fuse(p), plan.inside))
+        self.step("fuse", lambda p: fuse_copies(fuse_gathers(fuse(p), plan.inside), plan.reads))
         self.step("select_kernels", lambda p: select_kernels(p, plan.decide))
         return self.step("share_loops", lambda p: share_loops(p, plan.share))
 

@@ -31,6 +31,7 @@ from moegen.tune.choose import (
     kernel_for,
     loop_pays,
     pick_format,
+    reads_per_expert,
     sends_tokens,
 )
 from moegen.tune.chunks import chunks_for
@@ -85,6 +86,9 @@ class Traced:
         plan = Plan(
             layout=layout,
             choose=choose,
+            reads=lambda program, op: reads_per_expert(
+                op, self.schedule.kernel, target, own_sizes(program, op)
+            ),
             inside=lambda program, op: gathers_inside(
                 op, self.schedule.gather, self.schedule.kernel, target, own_sizes(program, op)
             ),

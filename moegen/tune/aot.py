@@ -52,7 +52,7 @@ class Shape:
     @property
     def moved(self) -> int:
         """Operands and results with a row for each row, the rows themselves first."""
-        return {"": 2, "gelu": 2, "kept gelu": 3, "gate": 3}[
+        return {"": 2, "bias": 2, "gelu": 2, "kept gelu": 3, "gate": 3}[
             dict(self.settings).get("epilogue", "")
         ]
 
@@ -64,6 +64,7 @@ SHAPES = (
     Shape("forward, f32, 768 x 3072", "dot", 8192, 768, 3072, 32, (("dtype", "float32"),)),
     Shape("forward, 1000 rows, 100 x 200", "dot", 1000, 100, 200, 4),
     Shape("forward, down", "dot", 8192, 4096, 1024, 8),
+    Shape("forward, bias and GELU", "dot", 8192, 1024, 4096, 8, (("epilogue", "bias"),)),
     Shape("forward, rows gathered", "gathered", 8192, 1024, 4096, 8),
     Shape(
         "forward, rows gathered, f32, 768 x 3072",

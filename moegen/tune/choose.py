@@ -205,10 +205,8 @@ def gathers_inside(
     """
     if gather != "inside":
         return False
-    able = [n for n, c in GROUPED_CHOICES.items() if target.platform in c.platforms]
-    names = able if kernel == "auto" else [kernel]
-    refusals = {n: GROUPED_CHOICES[n].refusal(op, sizes, target) for n in names}
-    if any(not refusal for refusal in refusals.values()):
+    refusals = _refusals(op, kernel, target, sizes)
+    if not all(refusals.values()):
         return True
     raise LoweringError(
         "no kernel can gather its rows: " + "; ".join(f"{n}: {r}" for n, r in refusals.items()),
@@ -216,6 +214,25 @@ def gathers_inside(
         location=op.location,
         fix='use Schedule(gather="before")',
     )
+
+
+def reads_per_expert(op: Op, kernel: str, target: Target, sizes: Mapping[str, int]) -> bool:
+    """Whether the kernel of a product reads what its epilogue has per expert, without copies.
+
+    Args:
+      op: the product, with operands per expert.
+      kernel: "auto" or a name of `moegen.tune.grouped.GROUPED_CHOICES`.
+      target: the device.
+      sizes: of the program's dims.
+    """
+    return not all(_refusals(op, kernel, target, sizes).values())
+
+
+def _refusals(op: Op, kernel: str, target: Target, sizes: Mapping[str, int]) -> dict[str, str]:
+    """For each kernel that may be meant, why it cannot run a product; empty if it can."""
+    able = [n for n, c in GROUPED_CHOICES.items() if target.platform in c.platforms]
+    names = able if kernel == "auto" else [kernel]
+    return {n: GROUPED_CHOICES[n].refusal(op, sizes, target) for n in names}
 
 
 def _asked_for(

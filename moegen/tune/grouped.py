@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from moegen.ir.program import Op
-from moegen.ir.types import Tensor
+from moegen.ir.program import Op, Value
+from moegen.ir.types import EXPERT, Tensor
+from moegen.ops.grouped import epilogue_operands
 from moegen.tune import pallas_gpu, pallas_tpu
 from moegen.tune.target import Target
 
@@ -25,6 +26,7 @@ class GroupedChoice:
       obstacle: why it cannot run a product on a target; empty if it can.
       tile: its tile for a product that it can run; empty if it has none.
       gathers: whether it can gather the rows of a product itself.
+      per_expert: whether its epilogues read values per expert.
       interpreter: whether it can be run by Pallas's interpreter, on a target that is not its own.
     """
 
@@ -32,13 +34,20 @@ class GroupedChoice:
     obstacle: Callable[[Op, Sizes, Target], str] = lambda op, sizes, target: ""
     tile: Callable[[Op, Sizes, Target], tuple[int, ...]] = lambda op, sizes, target: ()
     gathers: bool = False
+    per_expert: bool = False
     interpreter: bool = False
 
     def refusal(self, op: Op, sizes: Sizes, target: Target) -> str:
-        """Why it cannot run a product, be it for the gather; empty if it can."""
+        """Why it cannot run a product, be it for what is fused to it; empty if it can."""
         if op.name == "gathered_dot" and not self.gathers:
             return "it gathers no rows"
+        if not self.per_expert and any(EXPERT in _dims(v) for v in epilogue_operands(op)):
+            return "its epilogue reads a value per expert"
         return self.obstacle(op, sizes, target)
+
+
+def _dims(value: Value) -> tuple[str, ...]:
+    return value.type.dims if isinstance(value.type, Tensor) else ()
 
 
 def not_ragged(op: Op, sizes: Sizes, target: Target) -> str:
@@ -54,7 +63,12 @@ def not_ragged(op: Op, sizes: Sizes, target: Target) -> str:
 GROUPED_CHOICES: dict[str, GroupedChoice] = {
     "runs": GroupedChoice(("cpu",)),
     "pallas_tpu": GroupedChoice(
-        ("tpu",), pallas_tpu.obstacle, pallas_tpu.tile, gathers=True, interpreter=True
+        ("tpu",),
+        pallas_tpu.obstacle,
+        pallas_tpu.tile,
+        gathers=True,
+        per_expert=True,
+        interpreter=True,
     ),
     "ragged_dot": GroupedChoice(("tpu", "gpu"), not_ragged),
     "blocks": GroupedChoice(("cpu", "tpu", "gpu")),

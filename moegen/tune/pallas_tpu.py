@@ -33,8 +33,6 @@ def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
     floats = [t for t in types if t.dims != (EXPERT,) or t.is_float]
     if other := sorted({t.dtype for t in floats} - DTYPES.keys()):
         return f"an operand or result is {other[0]}, it takes {' and '.join(DTYPES)}"
-    if any(EXPERT in t.dims for t in types[3 : len(op.inputs)]):
-        return "its epilogue reads a value per expert"
     text = " ".join(op.attr.get("epilogue", ()))
     if lacking := [name for name in UNLOWERED if f"{name}(" in text]:
         return f"its epilogue has {lacking[0]}, which Pallas does not know on TPUs"

@@ -17,13 +17,14 @@ from moegen.kernels.grouped_dot.pallas_tpu_outer import grouped_outer_tpu, outer
 from moegen.kernels.grouped_dot.visits import row_visits
 
 Case = tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]
-EPILOGUES: dict[str, tuple[int, Callable[..., tuple[jax.Array, ...]]]] = {
-    "": (0, lambda acc: (acc,)),
-    "gelu": (0, lambda acc: (jax.nn.gelu(acc),)),
-    "kept gelu": (0, lambda acc: (acc, jax.nn.gelu(acc))),
-    "gate": (1, lambda acc, c0: (acc * jax.nn.silu(c0),)),
+EPILOGUES: dict[str, tuple[tuple[str, ...], Callable[..., tuple[jax.Array, ...]]]] = {
+    "": ((), lambda acc: (acc,)),
+    "gelu": ((), lambda acc: (jax.nn.gelu(acc),)),
+    "kept gelu": ((), lambda acc: (acc, jax.nn.gelu(acc))),
+    "gate": (("row",), lambda acc, c0: (acc * jax.nn.silu(c0),)),
+    "bias": (("expert",), lambda acc, c0: (jax.nn.gelu(acc + c0),)),
 }
-"""By name: how many operands with a row for each row it reads, and what it computes."""
+"""By name: whether an operand it reads has a row for each row or expert, and what it computes."""
 
 
 def dot(
@@ -38,15 +39,16 @@ def dot(
     visits: int | None = None,
 ) -> Case:
     """The grouped product: forward, or by transposed weights."""
-    count, function = EPILOGUES[epilogue]
+    kinds, function = EPILOGUES[epilogue]
     weights = (experts, width, depth) if transposed else (experts, depth, width)
-    results = len(function(*[jnp.zeros((1, 1))] * (count + 1)))
+    results = len(function(*[jnp.zeros((1, 1))] * (len(kinds) + 1)))
     settings: dict[str, Any] = {
         "tile": tuple(tile), "transposed": transposed, "epilogue": function,
         "dtypes": (dtype,) * results,
     }  # fmt: skip
     shapes = [_struct((rows, depth), dtype), _struct(weights, dtype)]
-    extra = [_struct((rows, width), dtype)] * count
+    of = {"row": (rows, width), "expert": (experts, 1, width)}
+    extra = [_struct(of[kind], dtype) for kind in kinds]
 
     def call(x: Any, w: Any, sizes: Any, *extra: Any) -> Any:
         return grouped_dot_tpu(x, w, sizes, *extra, **settings)
@@ -70,15 +72,16 @@ def gathered(
     visits: int | None = None,
 ) -> Case:
     """The product of rows that the kernel gathers: two of each token."""
-    count, function = EPILOGUES[epilogue]
-    results = len(function(*[jnp.zeros((1, 1))] * (count + 1)))
+    kinds, function = EPILOGUES[epilogue]
+    results = len(function(*[jnp.zeros((1, 1))] * (len(kinds) + 1)))
     settings: dict[str, Any] = {
         "tile": tuple(tile), "transposed": False, "epilogue": function,
         "dtypes": (dtype,) * results,
     }  # fmt: skip
     shapes = [_struct((rows // 2, depth), dtype), _struct((rows,), "int32")]
     shapes.append(_struct((experts, depth, width), dtype))
-    extra = [_struct((rows, width), dtype)] * count
+    of = {"row": (rows, width), "expert": (experts, 1, width)}
+    extra = [_struct(of[kind], dtype) for kind in kinds]
 
     def call(x: Any, source: Any, w: Any, sizes: Any, *extra: Any) -> Any:
         return gathered_dot_tpu(x, source, w, sizes, *extra, choices=2, **settings)

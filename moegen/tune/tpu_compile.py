@@ -46,6 +46,7 @@ def report(device: Any, case: str, arguments: dict[str, Any], profiles: str) -> 
             memory.output_size_in_bytes,
             memory.temp_size_in_bytes,
         ],
+        "peak": getattr(memory, "peak_memory_in_bytes", 0),
         "kernels": str(compiled.as_text()).count('custom_call_target="tpu_custom_call"'),
     }
 

@@ -58,7 +58,9 @@ class Compilation:
     """What the compiler says of one program; sizes in bytes, `error` if it refused it.
 
     `cycles` is None where there is no estimate; `hbm` holds arguments, results and temporaries;
-    `kernels` counts the calls of Pallas kernels in the program.
+    `kernels` counts the calls of Pallas kernels in the program. `peak` is the most that is held at
+    a time, arguments and results included; `hbm` does not count what XLA places in VMEM, where
+    large temporaries go if they fit.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Compilation:
     cycles: int | None = None
     hbm: tuple[int, int, int] = (0, 0, 0)
     kernels: int = 0
+    peak: int = 0
 
 
 def libtpu_folder() -> Path | None:

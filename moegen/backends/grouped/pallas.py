@@ -94,12 +94,15 @@ def _call(left: str, call: str, operands: str, settings: list[str]) -> list[str]
 
 
 def _flat(e: Emitter, value: Value, want: tuple[str, ...]) -> str:
-    """The operand with both dims of the product, 1 where it has none."""
+    """The operand with both dims of the product, 1 where it has none, and its experts in front."""
     have = dims_of(value)
+    if EXPERT in have:
+        want = (EXPERT, *want)
     if len(have) == 2 and have == want:
         return e.name(value)
     shape = ", ".join(e.size(d, value) if d in have else "1" for d in want)
-    return f"{e.aligned(value, want)}.reshape({shape})"
+    ordered = e.aligned(value, tuple(d for d in want if d in have))
+    return f"{ordered}.reshape({shape})"
 
 
 def _dtype(value: Value) -> str:

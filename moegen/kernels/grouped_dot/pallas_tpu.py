@@ -37,7 +37,8 @@ def grouped_dot_tpu(
       rows: bf16 or f32, sorted by expert.
       weights: of the same dtype; [E, F, D] if `transposed`.
       sizes: i32[E], rows of each expert.
-      *extra: what the epilogue reads beside the product: [N, F], [N, 1], [1, F] or [1, 1] each.
+      *extra: what the epilogue reads beside the product: [N, F], [N, 1], [1, F] or [1, 1] each;
+        [E, 1, F] or [E, 1, 1], of the row's expert.
       tile: columns of a block; then heights, multiples of 16, the tallest first: that of a tile
         of rows, and those of its parts.
       transposed: whether the weights are [E, F, D].
@@ -79,11 +80,10 @@ def dot_of_visits(
         return (owner, n, 0) if transposed else (owner, 0, n)
 
     def block(x: Any) -> pl.BlockSpec:
-        by_row, by_column = x.shape[0] > 1, x.shape[1] > 1
-        return pl.BlockSpec(
-            (tall if by_row else 1, wide if by_column else 1),
-            lambda n, v, tiles, *_: (tiles[v] if by_row else 0, n if by_column else 0),
-        )
+        def at(n: Any, v: Any, tiles: Any, expert: Any, *_: Any) -> tuple[Any, ...]:
+            return tiles[v], jnp.minimum(expert[v], experts - 1), n
+
+        return operand_block(x, tall, wide, at)
 
     results = [jax.ShapeDtypeStruct((rows.shape[0], width), dtype) for dtype in dtypes]
     moved = [rows.dtype, *(x.dtype for x in extra), *(jnp.dtype(dtype) for dtype in dtypes)]
@@ -110,6 +110,19 @@ def dot_of_visits(
         name="grouped_dot_tpu",
     )(*lists, rows, weights, *extra)  # fmt: skip
     return tuple(made)
+
+
+def operand_block(x: Any, tall: int, wide: int, at: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:
+    """Where a step finds an epilogue's operand; `at` gives its tile of rows, expert and columns."""
+    by_row, by_column = x.shape[-2] > 1, x.shape[-1] > 1
+    shape = (tall if by_row else 1, wide if by_column else 1)
+
+    def place(*step: Any) -> tuple[Any, ...]:
+        tile, expert, column = at(*step)
+        rows_columns = (tile if by_row else 0, column if by_column else 0)
+        return (expert, *rows_columns) if x.ndim == 3 else rows_columns
+
+    return pl.BlockSpec((None, *shape) if x.ndim == 3 else shape, place)
 
 
 def dot_kernel(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from moegen.kernels.grouped_dot.pallas_tpu import compute_visit
+from moegen.kernels.grouped_dot.pallas_tpu import compute_visit, operand_block
 from moegen.kernels.grouped_dot.visits import tile_visits
 from moegen.kernels.grouped_dot.vmem import gathered_bytes
 
@@ -87,13 +87,11 @@ def gathered_of_visits(
         return (owner, column, 0) if transposed else (owner, 0, column)
 
     def block(x: Any) -> pl.BlockSpec:
-        by_row, by_column = x.shape[0] > 1, x.shape[1] > 1
-
         def place(i: Any, j: Any, *lists: Any) -> tuple[Any, ...]:
             visit, column, _ = at(i, j, lists)
-            return lists[0][visit] if by_row else 0, column if by_column else 0
+            return lists[0][visit], jnp.minimum(lists[1][visit], experts - 1), column
 
-        return pl.BlockSpec((tall if by_row else 1, wide if by_column else 1), place)
+        return operand_block(x, tall, wide, place)
 
     results = [jax.ShapeDtypeStruct((rows, width), dtype) for dtype in dtypes]
     moved = [x.dtype, *(e.dtype for e in extra), *(jnp.dtype(dtype) for dtype in dtypes)]

@@ -73,11 +73,8 @@ def test_outputs_and_gradients_are_those_of_the_other_kernels():
 
 def test_rows_are_gathered_inside_where_asked_and_the_forward_makes_no_copy_of_them():
     router = noisy_top_k.bind(k=2, dropless=True)
-    there, inside = (
-        {"target": "cpu", "interpret": True},
-        {"kernel": "pallas_tpu", "gather": "inside"},
-    )
-    one = mg.compile(router, gated, mg.Schedule(format="sorted", block=1, **there, **inside))
+    inside = {"kernel": "pallas_tpu", "gather": "inside", "target": "cpu", "interpret": True}
+    one = mg.compile(router, gated, mg.Schedule(format="sorted", block=1, **inside))
     other = mg.compile(router, gated, mg.Schedule(format="sorted", kernel="runs"))
     lowered = one.lower(params(), X)
     moves = {n: [op.name for op in p.ops if op.name == "take_tokens"] for n, p in (
@@ -85,9 +82,16 @@ def test_rows_are_gathered_inside_where_asked_and_the_forward_makes_no_copy_of_t
         ("backward", lowered.parts.backward),
     )}  # fmt: skip
     assert moves == {"primal": [], "forward": [], "backward": ["take_tokens"] * 2}
-    assert lowered.source().count("= gathered_dot_tpu(\n        x, source, w1, sizes, b_rows,") == 2
+    call = "= gathered_dot_tpu(\n        x, source, w1, sizes, b.reshape(E, 1, F),"
+    assert lowered.source().count(call) == 2
     for got, want in zip(*(jax.tree.leaves(value_and_grad(f)) for f in (one, other)), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_values_per_expert_are_read_where_they_are():
+    assert "per_row(" not in source()
+    assert "w1, sizes, b.reshape(E, 1, F)," in source()
+    assert "per_row(" in layer(target="tpu_v5e", kernel="ragged_dot").lower(params(), X).source()
 
 
 def test_rows_are_gathered_before_unless_asked():

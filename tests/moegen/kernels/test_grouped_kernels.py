@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from moegen.kernels.grouped_dot import blocks, ragged, runs
 from moegen.kernels.grouped_dot.pallas_tpu import grouped_dot_tpu
@@ -108,23 +109,30 @@ class TestPallasTpuGather(GroupedKernelTests):
         return grouped_outer_tpu(a, b, sizes, tile=(DEPTH, WIDTH, 64, 32, 16), interpret=True)
 
 
-def test_a_gathering_kernel_reads_tokens_twice_and_runs_an_epilogue():
-    """Each token has two rows, and the epilogue operands of three shapes and two results."""
+@pytest.mark.parametrize("gathers", [False, True])
+def test_an_epilogue_reads_rows_columns_tiles_and_experts(gathers):
+    """Each token has two rows; there are two results, and rows of none are 0 in both."""
     rng = np.random.default_rng(0)
-    x, w = (rng.normal(size=s).astype(np.float32) for s in ((10, 8), (3, 8, 40)))
-    shapes = ((20, 1), (1, 40), (20, 40))
-    by_row, by_column, both = (rng.normal(size=s).astype(np.float32) for s in shapes)
+    shapes = ((10, 8), (3, 8, 40), (20, 1), (1, 40), (20, 40), (3, 1, 40))
+    x, w, *extra = (rng.normal(size=s).astype(np.float32) for s in shapes)
     source, sizes = rng.permutation(20).astype(np.int32), np.asarray([11, 0, 6], np.int32)
 
-    def bent(acc, by_row, by_column, both):
-        return (acc + by_column) * by_row, acc - both
+    def bent(acc, by_row, by_column, both, by_expert):
+        return (acc + by_column) * by_row, acc * by_expert - both
 
-    got = gathered_dot_tpu(
-        jnp.asarray(x), source, w, sizes, by_row, by_column, both, choices=2, tile=(8, 16),
-        epilogue=bent, dtypes=(jnp.float32, jnp.bfloat16), interpret=True,
-    )  # fmt: skip
-    acc = np.einsum("nd,ndf->nf", x[source // 2], w[np.repeat([0, 2, 2], [11, 6, 3])])
-    for one, other in zip(got, bent(acc, by_row, by_column, both), strict=True):
+    given = {
+        "tile": (16, 16), "epilogue": bent, "dtypes": (jnp.float32, jnp.bfloat16),
+        "interpret": True,
+    }  # fmt: skip
+    rows = x[source // 2]
+    if gathers:
+        got = gathered_dot_tpu(jnp.asarray(x), source, w, sizes, *extra, choices=2, **given)
+    else:
+        got = grouped_dot_tpu(jnp.asarray(rows), w, sizes, *extra, **given)
+    owner = np.repeat([0, 2, 2], [11, 6, 3])
+    acc = np.einsum("nd,ndf->nf", rows, w[owner])
+    want = bent(acc, *extra[:3], extra[3][owner, 0])
+    for one, other in zip(got, want, strict=True):
         close(one[:17], other[:17], one.dtype.name)
         assert not np.asarray(one[17:], np.float32).any()
 

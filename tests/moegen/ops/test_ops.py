@@ -171,3 +171,18 @@ def test_emitted_form(case):
         for g, w in zip(got, outputs.values(), strict=True):
             assert g.dtype == w.dtype
             np.testing.assert_allclose(g[owned] if g.ndim else g, w[owned] if w.ndim else w, 2e-6)
+
+
+def test_an_epilogue_of_a_grouped_product_reads_values_per_expert():
+    """Rows of experts 0, 0 and 2, and one of none, which reads 0."""
+    text = """moe @p dims(N=4, E=3, D=1, F=2) (
+        %rows: f32[N, D], %w: f32[E, D, F], %sizes: i32[E], %b: f32[F, E], %bad: f32[D, E]) {
+    %y: f32[N, F] = grouped_dot(%rows, %w, %sizes, %b, over="D", epilogue=("add(acc, c0)",))
+    return y=%y
+    }"""
+    bias = jnp.asarray([[0.5, 9.0, 1.0], [0.0, 9.0, 2.0]])
+    arrays = [jnp.ones((4, 1)), jnp.ones((3, 1, 2)), jnp.asarray([2, 0, 1]), bias, jnp.ones((1, 3))]
+    outputs, _ = interpret(parse(text), *arrays)
+    np.testing.assert_array_equal(outputs["y"], [[1.5, 1.0], [1.5, 1.0], [2.0, 3.0], [0.0, 0.0]])
+    with pytest.raises(VerifyError, match=r"epilogue .* the product has f32\[N, F\]"):
+        verify(parse(text.replace("%sizes, %b,", "%sizes, %bad,")))

@@ -11,6 +11,7 @@ from moegen.passes.canonicalize import canonicalize
 from moegen.passes.choose_format import choose_format
 from moegen.passes.differentiate import differentiate
 from moegen.passes.fuse import fuse
+from moegen.passes.fuse_copies import fuse_copies
 from moegen.passes.fuse_gathers import fuse_gathers
 from moegen.passes.layout import MeshAxes, make_layout
 from moegen.passes.overlap import overlap
@@ -41,9 +42,9 @@ def saving(run):
     return lambda p: run(p, "least")
 
 
-def gathering(p):
-    """The second part of fuse, for kernels that can gather the rows of any product."""
-    return fuse_gathers(p, lambda q, op: True)
+def always(program, op):
+    """What the runtime says of a kernel that can do everything."""
+    return True
 
 
 ON_MESH = MeshAxes(
@@ -72,7 +73,8 @@ CASES = [  # one file is the result of a pass and the input of the next
     ("layer.onehot", fuse, "layer.onehot.fuse"),
     ("layer.slots", fuse, "layer.slots.fuse"),
     ("layer.sorted", fuse, "layer.sorted.fuse"),
-    ("layer.sorted.fuse", gathering, "layer.sorted.fuse_gathers"),
+    ("layer.sorted.fuse", lambda p: fuse_gathers(p, always), "layer.sorted.fuse_gathers"),
+    ("layer.sorted.fuse_gathers", lambda p: fuse_copies(p, always), "layer.sorted.fuse_copies"),
     ("layer.sorted.fuse", kernels("cpu"), "layer.sorted.select_kernels_cpu"),
     (
         "layer.sorted.select_kernels_cpu",
