@@ -182,12 +182,21 @@ def _own(node: ast.Import | ast.ImportFrom) -> bool:
 
 
 def with_callees(helpers: dict[str, Callable[..., Any]]) -> list[Callable[..., Any]]:
-    """Orders kernel functions so that each stands below those it calls."""
+    """Orders kernel functions so that each stands below those it calls.
+
+    Raises:
+      LoweringError: if one reads a constant of its file, which an emitted module would lack.
+    """
     ordered: dict[str, Callable[..., Any]] = {}
 
     def visit(function: Callable[..., Any]) -> None:
         for called in _names(function.__code__):
             other = function.__globals__.get(called)
+            if other is not None and not (callable(other) or inspect.ismodule(other)):
+                raise LoweringError(
+                    f"{function.__name__} reads {called}, which emitted modules lack",
+                    fix="make it an argument, or compute it in a function",
+                )
             # `jax.nn.gelu` in our `gelu` has the name of the function itself.
             if other is function or not inspect.isfunction(other):
                 continue

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import moegen as mg
-from moegen.backends.source import aligned, literal
+from moegen.backends.source import aligned, literal, with_callees
+from moegen.errors import LoweringError
 from moegen.ir import registry
 from moegen.ir.interpret import interpret
 from moegen.ir.program import Literal
@@ -132,6 +133,18 @@ def calls(x: mg.f32["S D"], w: mg.f32["D E"]):
 def test_functions_of_mg_call_have_names_of_their_own():
     layer = mg.compile(calls, names, mg.Schedule(format="slots"))
     assert_runs(layer, layer.trace(X, experts=3).program)
+
+
+CONSTANT = 3
+
+
+def reads_a_constant(x):
+    return x * CONSTANT
+
+
+def test_a_kernel_that_reads_a_constant_of_its_file_is_refused():
+    with pytest.raises(LoweringError, match="reads_a_constant reads CONSTANT, which emitted"):
+        with_callees({"reads_a_constant": reads_a_constant})
 
 
 def test_infinities_are_written_in_jax():
