@@ -85,7 +85,7 @@ def test_metrics(case, run):
     new = {path for path in ours.keys() - recorded.keys() if not path.startswith("rms/")}
     extra = {path.rpartition("/")[2] for path in new}
     assert recorded.keys() <= ours.keys()
-    assert extra == {"load", "dropped"}
+    assert extra == {"load", "asked", "dropped", "gate_entropy"}
     for path, value in recorded.items():
         assert relative_error(ours[path], value) < TOLERANCE, path
 
