@@ -70,7 +70,7 @@ def test_recorded_metrics(run):
     recorded, ours = paths(tree(RECORDED, "metrics")), paths(run[3])
     extra = {path.rpartition("/")[2] for path in ours.keys() - recorded.keys()}
     assert recorded.keys() <= ours.keys()
-    assert extra == {"load", "dropped"}
+    assert extra == {"load", "asked", "dropped", "gate_entropy"}
     for path, value in recorded.items():
         assert relative_error(ours[path], value) < TOLERANCE, path
 
