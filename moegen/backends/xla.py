@@ -229,20 +229,21 @@ def _per_row(e: Emitter, op: Op) -> list[str]:
 # --- routing ------------------------------------------------------------------------------
 
 
+def _queued(e: Emitter, op: Op) -> str:
+    """The choices of an op that orders them, their priority if they have one, and E."""
+    expert, *priority = op.inputs
+    return f"{e.name(expert)}, {e.name(priority[0]) if priority else 'None'}, {EXPERT}"
+
+
 @template("positions")
 def _positions(e: Emitter, op: Op) -> list[str]:
-    expert, *priority = op.inputs
-    first = e.name(priority[0]) if priority else "None"
-    call = e.use(gather.queue_positions)
-    return _set(e, op, f"{call}({e.name(expert)}, {first}, {EXPERT})")
+    return _set(e, op, f"{e.use(gather.queue_positions)}({_queued(e, op)})")
 
 
 @template("served")
 def _served(e: Emitter, op: Op) -> list[str]:
-    expert, *priority = op.inputs
-    first = e.name(priority[0]) if priority else "None"
     call = e.use(gather.served_of_all)
-    return _set(e, op, f"{call}({e.name(expert)}, {first}, {EXPERT}, {op.attr['capacity']})")
+    return _set(e, op, f"{call}({_queued(e, op)}, {op.attr['capacity']})")
 
 
 @template("slot_numbers")

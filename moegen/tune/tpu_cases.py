@@ -39,16 +39,10 @@ def dot(
     visits: int | None = None,
 ) -> Case:
     """The grouped product: forward, or by transposed weights."""
-    kinds, function = EPILOGUES[epilogue]
     weights = (experts, width, depth) if transposed else (experts, depth, width)
-    results = len(function(*[jnp.zeros((1, 1))] * (len(kinds) + 1)))
-    settings: dict[str, Any] = {
-        "tile": tuple(tile), "transposed": transposed, "epilogue": function,
-        "dtypes": (dtype,) * results,
-    }  # fmt: skip
+    fused, extra = _fused(epilogue, rows, width, experts, dtype)
+    settings = {"tile": tuple(tile), "transposed": transposed, **fused}
     shapes = [_struct((rows, depth), dtype), _struct(weights, dtype)]
-    of = {"row": (rows, width), "expert": (experts, 1, width)}
-    extra = [_struct(of[kind], dtype) for kind in kinds]
 
     def call(x: Any, w: Any, sizes: Any, *extra: Any) -> Any:
         return grouped_dot_tpu(x, w, sizes, *extra, **settings)
@@ -72,16 +66,10 @@ def gathered(
     visits: int | None = None,
 ) -> Case:
     """The product of rows that the kernel gathers: two of each token."""
-    kinds, function = EPILOGUES[epilogue]
-    results = len(function(*[jnp.zeros((1, 1))] * (len(kinds) + 1)))
-    settings: dict[str, Any] = {
-        "tile": tuple(tile), "transposed": False, "epilogue": function,
-        "dtypes": (dtype,) * results,
-    }  # fmt: skip
+    fused, extra = _fused(epilogue, rows, width, experts, dtype)
+    settings = {"tile": tuple(tile), "transposed": False, **fused}
     shapes = [_struct((rows // 2, depth), dtype), _struct((rows,), "int32")]
     shapes.append(_struct((experts, depth, width), dtype))
-    of = {"row": (rows, width), "expert": (experts, 1, width)}
-    extra = [_struct(of[kind], dtype) for kind in kinds]
 
     def call(x: Any, source: Any, w: Any, sizes: Any, *extra: Any) -> Any:
         return gathered_dot_tpu(x, source, w, sizes, *extra, choices=2, **settings)
@@ -161,6 +149,17 @@ def schedule(rows: int, experts: int, tall: int) -> Case:
 def dense(rows: int, depth: int, width: int, dtype: str = "bfloat16") -> Case:
     """XLA's own product of the rows with one weight matrix."""
     return jnp.dot, [_struct((rows, depth), dtype), _struct((depth, width), dtype)]
+
+
+def _fused(
+    epilogue: str, rows: int, width: int, experts: int, dtype: str
+) -> tuple[dict[str, Any], list[jax.ShapeDtypeStruct]]:
+    """What a kernel is told of an epilogue of EPILOGUES, and the operands that it reads."""
+    kinds, function = EPILOGUES[epilogue]
+    results = len(function(*[jnp.zeros((1, 1))] * (len(kinds) + 1)))
+    of = {"row": (rows, width), "expert": (experts, 1, width)}
+    settings = {"epilogue": function, "dtypes": (dtype,) * results}
+    return settings, [_struct(of[kind], dtype) for kind in kinds]
 
 
 def _struct(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:

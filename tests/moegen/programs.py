@@ -11,6 +11,7 @@ import numpy as np
 
 import moegen as mg
 from moegen.experts import mlp
+from moegen.ir.interpret import interpret
 from moegen.ir.program import Program
 from moegen.ir.types import Key, Tensor
 from moegen.ops.named import JAX_DTYPES
@@ -53,3 +54,11 @@ def random_inputs(program: Program, seed: int = 0) -> list[Any]:
         else:
             made.append(jnp.ones(shape, dtype) if dtype == jnp.bool_ else jnp.zeros(shape, dtype))
     return made
+
+
+def assert_same_meaning(before: Program, after: Program) -> None:
+    """Two programs of the same arguments give the same on random ones, but for rounding."""
+    inputs = random_inputs(before)
+    want, got = (jax.tree.leaves(interpret(p, *inputs)) for p in (before, after))
+    for a, b in zip(want, got, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1.0, np.abs(a).max()))
