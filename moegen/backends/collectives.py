@@ -12,7 +12,7 @@ from moegen.ir.placement import Axes
 from moegen.ir.program import Op, Program, Value
 from moegen.ir.types import CAPACITY, EXPERT, placement_of
 from moegen.kernels import parts
-from moegen.kernels.rows import exchange, gather, ragged
+from moegen.kernels.rows import exchange, ragged
 from moegen.ops.parts import ROWS, SENT
 
 RESERVED = frozenset(("P", "mesh", "functools", "gradients"))
@@ -94,17 +94,6 @@ def _regroup(e: Emitter, op: Op) -> list[str]:
     ]
 
 
-def _send_numbers(e: Emitter, op: Op) -> list[str]:
-    expert, position = (e.name(v) for v in op.inputs)
-    slot, counts = (e.name(r) for r in op.results)
-    rows = f"{SENT} // {op.attr['parts']}"
-    args = f"{expert}, {position}, {EXPERT}, {CAPACITY}, block=1, rows={rows}"
-    return [
-        f"{slot}, {counts} = {e.use(gather.sorted_rows)}({args})",
-        f"{counts} = {counts}[None]",
-    ]
-
-
 def _sent_sizes(e: Emitter, op: Op) -> list[str]:
     counts, axes = _given(e, op)
     return _set(e, op, f"{e.use(ragged.own_sizes)}({counts}, {axes}, block={op.attr['block']})")
@@ -133,7 +122,6 @@ TEMPLATES: dict[str, Template] = {
     "pair_numbers": _pair_numbers,
     "regroup": _regroup,
     "take_rows": _take_rows,
-    "send_numbers": _send_numbers,
     "sent_sizes": _sent_sizes,
     "send_rows": _travel,
     "return_rows": _travel,

@@ -263,7 +263,8 @@ def _row_numbers(e: Emitter, op: Op) -> list[str]:
     call, block = e.use(gather.sorted_rows), op.attr["block"]
     sizes = op.results[1]
     parts = op.attr.get("parts", 1)
-    rows = ROWS if parts == 1 else f"{ROWS} // {parts}"
+    dim = op.attr.get("dim", ROWS)
+    rows = dim if parts == 1 else f"{dim} // {parts}"
     made = f"{call}({expert}, {position}, {EXPERT}, {CAPACITY}, block={block}, rows={rows})"
     lines = _set(e, op, made)
     return [*lines, f"{e.name(sizes)} = {e.name(sizes)}[None]"] if "parts" in op.attr else lines

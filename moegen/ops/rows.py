@@ -121,11 +121,11 @@ class RowNumbers(ListOp):
     Returns the row of each choice (N where it has none) and the number of rows of each
     expert. Every expert's rows start at a multiple of `block`; its size is padded likewise.
     Groups follow each other within an expert. With `parts=4`, each quarter of the groups has a
-    list of its own; sizes are then [Parts, E].
+    list of its own; sizes are then [Parts, E]. With `dim="Sent"` the list is of rows on their way.
     """
 
     name = "row_numbers"
-    attributes = ("block", "parts")
+    attributes = ("block", "parts", "dim")
     arity = (2, 2)
 
     def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
@@ -136,20 +136,21 @@ class RowNumbers(ListOp):
         parts = attrs.get("parts")
         if parts is not None:
             define_parts(dims, parts)
-        dims.define(ROWS, (parts or 1) * row_count(dims, attrs["block"], parts or 1))
+        rows = (parts or 1) * row_count(dims, attrs["block"], parts or 1)
+        dims.define(attrs.get("dim", ROWS), rows)
         return (expert, Tensor("i32", (PARTS, EXPERT) if parts else (EXPERT,)))
 
     def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
         return locality(whole=WITHIN_GROUP)
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
-        parts = parts_of(env.sizes)
+        parts, rows = parts_of(env.sizes), env.sizes[attrs.get("dim", ROWS)]
         found = [
-            rows_of_part(env, expert, position, attrs["block"], env.sizes[ROWS] // parts)
+            rows_of_part(env, expert, position, attrs["block"], rows // parts)
             for expert, position in zip(*(jnp.split(a, parts) for a in arrays), strict=True)
         ]
-        rows, sizes = zip(*found, strict=True)
-        return jnp.concatenate(rows), jnp.stack(sizes) if "parts" in attrs else sizes[0]
+        numbers, sizes = zip(*found, strict=True)
+        return jnp.concatenate(numbers), jnp.stack(sizes) if "parts" in attrs else sizes[0]
 
 
 def rows_of_part(env: Eval, expert: Any, position: Any, block: int, none: int) -> tuple[Any, Any]:

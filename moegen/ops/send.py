@@ -1,8 +1,8 @@
 """Sorted rows that go straight to their places on the devices that hold their experts, and back.
 
 Unlike `swap_parts` (`ops/exchange`), no block as long as the worst case is sent: a device's rows,
-Sent, are in the order of experts without gaps, and every device knows from `counts` of all of them
-how many rows go where. What runs is one `ragged_all_to_all` each way.
+Sent, are in the order of experts without gaps (`row_numbers`), and every device knows from `counts`
+of all of them how many rows go where. What runs is one `ragged_all_to_all` each way.
 """
 
 from __future__ import annotations
@@ -18,49 +18,12 @@ from moegen.ir.dims import Dims
 from moegen.ir.locality import Locality, locality, place_results
 from moegen.ir.program import Literal
 from moegen.ir.registry import Eval, OpDef, register
-from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, TOKEN, Tensor, Type, placement_of
+from moegen.ir.types import EXPERT, Tensor, Type, placement_of
 from moegen.ops.exchange import check_devices, define_arrivals, pair_rows
 from moegen.ops.named import tensor
-from moegen.ops.parts import GROUP_PARTS, LISTS, PARTS, ROWS, SENT, ListOp, with_splits, without
-from moegen.ops.routing import WITHIN_GROUP
-from moegen.ops.rows import define_parts, row_count, rows_of_part
+from moegen.ops.parts import GROUP_PARTS, LISTS, PARTS, ROWS, SENT, with_splits, without
 
-_CHOICES = Tensor("i32", (GROUP, TOKEN, CHOICE))
 _COUNTS = Tensor("i32", (PARTS, EXPERT))
-
-
-@register
-class SendNumbers(ListOp):
-    """`send_numbers(expert, position, parts=8)`: each choice's row among its device's, by expert.
-
-    Returns i32[G, S, K], past the end for a choice without a place, and the number of rows of each
-    expert, i32[Parts, E].
-    """
-
-    name = "send_numbers"
-    attributes = ("parts",)
-    arity = (2, 2)
-
-    def infer(self, dims: Dims, /, *operands: Type | Literal, **attrs: Any) -> tuple[Type, ...]:
-        for operand in operands:
-            if tensor(operand) != _CHOICES:
-                raise ShapeError(f"expert and position must be {_CHOICES}, got {operand}")
-        dims.shape((EXPERT, CAPACITY))
-        define_parts(dims, attrs["parts"])
-        dims.define(SENT, attrs["parts"] * row_count(dims, 1, attrs["parts"]))
-        return (_CHOICES, _COUNTS)
-
-    def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
-        return locality(whole=WITHIN_GROUP)
-
-    def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
-        parts = attrs["parts"]
-        found = [
-            rows_of_part(env, expert, position, 1, env.sizes[SENT] // parts)
-            for expert, position in zip(*(jnp.split(a, parts) for a in arrays), strict=True)
-        ]
-        rows, counts = zip(*found, strict=True)
-        return jnp.concatenate(rows), jnp.stack(counts)
 
 
 class _Counted(OpDef):

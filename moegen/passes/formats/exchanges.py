@@ -126,7 +126,13 @@ def by_counts(
     """Numbers rows by expert, and tells every device how many the others have."""
     axes, devices, block = shared.axes, shared.devices, shared.block
     slot, own = b.emit(
-        "send_numbers", expert, position, parts=shared.parts, hints=("slot", "own_counts")
+        "row_numbers",
+        expert,
+        position,
+        block=1,
+        parts=shared.parts,
+        dim=SENT,
+        hints=("slot", "own_counts"),
     )
     counts = b.one("all_gather", own, axes=axes, over=PARTS, hint="counts")
     sizes = b.one("sent_sizes", counts, axes=axes, devices=devices, block=block, hint="sizes")

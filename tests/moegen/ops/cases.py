@@ -600,14 +600,6 @@ MESH = [
         [[0, 4, 1, 2, 4, 4], [0, 2, 3, 6], [[2, 2]]], mesh=_ONE,
         refused='%counts, axes=("m",), devices=1, block=0', match="block=0",
     ),
-    Case(  # rows by expert: tokens 1 and 2, then token 0
-        "send_numbers", "%expert, %position, parts=1",
-        {"G": 1, "S": 3, "K": 1, "E": 2, "C": 2, "Parts": 1, "Sent": 3},
-        {"expert": ("i32[G, S, K]", [[[1], [0], [0]]]),
-         "position": ("i32[G, S, K]", [[[0], [0], [1]]])},
-        ["i32[G, S, K]", "i32[Parts, E]"], [[[[2], [0], [1]]], [[2, 1]]],
-        refused="%expert, %position, parts=2", match="G=1 has no 2 equal parts",
-    ),
     Case(
         "sent_sizes", '%counts, axes=("m",), devices=1, block=2', _COUNTED,
         {"counts": ("i32[Parts, E]", [[1, 2]])}, ["i32[GroupParts, E@m]"], [[[2, 2]]], mesh=_ONE,

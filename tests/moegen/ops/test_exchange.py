@@ -2,7 +2,9 @@
 """Rows of two devices on their way to their experts, by hand: numbered, swapped, grouped, back."""
 
 import numpy as np
+import pytest
 
+from moegen.errors import VerifyError
 from moegen.ir.interpret import interpret
 from moegen.ir.parse import parse
 from moegen.ir.verify import verify
@@ -42,3 +44,19 @@ def test_rows_go_to_their_experts_and_come_back():
     same("sizes", [2, 2, 0, 2])
     same("rows", [2, 4, 5, 0, 0, 0, 0, 0, 1, 3, 0, 0, 0, 0, 0, 0])
     same("y", [[1, 2, 3], [4, 5, 0]])
+
+
+def test_rows_on_their_way_are_numbered_by_expert():
+    text = """
+moe @numbers dims(G=1, S=3, K=1, E=2, C=2, Parts=1, Sent=3) (
+    %expert: i32[G, S, K], %position: i32[G, S, K]) {
+  %slot: i32[G, S, K], %counts: i32[Parts, E] = row_numbers(%expert, %position, block=1, dim="Sent", parts=1)
+  return slot=%slot, counts=%counts
+}
+"""
+    expert, position = np.array([[[1], [0], [0]]], np.int32), np.array([[[0], [0], [1]]], np.int32)
+    out, _ = interpret(verify(parse(text)), expert, position)
+    np.testing.assert_array_equal(out["slot"], [[[2], [0], [1]]])  # tokens 1 and 2, then token 0
+    np.testing.assert_array_equal(out["counts"], [[2, 1]])
+    with pytest.raises(VerifyError, match="G=1 has no 2 equal parts"):
+        verify(parse(text.replace("parts=1)", "parts=2)")))
