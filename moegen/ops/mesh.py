@@ -45,7 +45,7 @@ class Move(OpDef):
         return arrays[0]
 
 
-def _without(splits: dict[str, Axes], dim: str, axes: Axes) -> dict[str, Axes]:
+def without_axes(splits: dict[str, Axes], dim: str, axes: Axes) -> dict[str, Axes]:
     """Takes the innermost axes of a dim away."""
     have = splits.get(dim, ())
     if have[len(have) - len(axes) :] != axes:
@@ -56,7 +56,7 @@ def _without(splits: dict[str, Axes], dim: str, axes: Axes) -> dict[str, Axes]:
     return {**splits, dim: have[: len(have) - len(axes)]}
 
 
-def _with(splits: dict[str, Axes], dim: str, axes: Axes) -> dict[str, Axes]:
+def with_axes(splits: dict[str, Axes], dim: str, axes: Axes) -> dict[str, Axes]:
     """Splits a dim further."""
     return {**splits, dim: (*splits.get(dim, ()), *axes)}
 
@@ -76,8 +76,8 @@ class AllToAll(Move):
     attributes = ("axes", "join", "split")
 
     def moved(self, x: Tensor, attrs: Mapping[str, Any]) -> Placement:
-        splits = _without(dict(x.placement.splits), attrs["join"], attrs["axes"])
-        return placement(_with(splits, attrs["split"], attrs["axes"]), x.placement.partial)
+        splits = without_axes(dict(x.placement.splits), attrs["join"], attrs["axes"])
+        return placement(with_axes(splits, attrs["split"], attrs["axes"]), x.placement.partial)
 
     def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
         join, split, axes = (op.attr[n] for n in ("join", "split", "axes"))
@@ -95,7 +95,7 @@ class AllGather(Move):
     attributes = ("axes", "over", "again")
 
     def moved(self, x: Tensor, attrs: Mapping[str, Any]) -> Placement:
-        splits = _without(dict(x.placement.splits), attrs["over"], attrs["axes"])
+        splits = without_axes(dict(x.placement.splits), attrs["over"], attrs["axes"])
         return placement(splits, x.placement.partial)
 
     def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
@@ -110,7 +110,7 @@ class TakePart(Move):
     attributes = ("axes", "over")
 
     def moved(self, x: Tensor, attrs: Mapping[str, Any]) -> Placement:
-        splits = _with(dict(x.placement.splits), attrs["over"], attrs["axes"])
+        splits = with_axes(dict(x.placement.splits), attrs["over"], attrs["axes"])
         return placement(splits, x.placement.partial)
 
     def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:
@@ -139,7 +139,7 @@ class ReduceScatter(Move):
     attributes = ("axes", "over")
 
     def moved(self, x: Tensor, attrs: Mapping[str, Any]) -> Placement:
-        splits = _with(dict(x.placement.splits), attrs["over"], attrs["axes"])
+        splits = with_axes(dict(x.placement.splits), attrs["over"], attrs["axes"])
         return placement(splits, _paid(x.placement, attrs["axes"]))
 
     def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from moegen.passes.fuse_copies import Reads, fuse_copies
 from moegen.passes.fuse_gathers import Inside, fuse_gathers
 from moegen.passes.layout import Layout
 from moegen.passes.overlap import overlap
+from moegen.passes.overlap_ring import RING, overlap_ring
 from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import Decide, select_kernels
@@ -52,7 +53,7 @@ class Plan:
       save: "all" or "least", what the backward is to get from the forward.
       inside: whether a product gathers its rows itself.
       tokens: whether tokens are sent, not rows, where experts are shared.
-      chunks: in how many parts slots travel to their experts.
+      chunks: in how many parts slots travel to their experts, or RING.
       reads: whether a product's kernel reads values per expert.
     """
 
@@ -63,7 +64,7 @@ class Plan:
     save: str = "all"
     inside: Inside = lambda program, op: False
     tokens: Callable[[Program], bool] = lambda program: False
-    chunks: Callable[[Program], int] = lambda program: 1
+    chunks: Callable[[Program], int | str] = lambda program: 1
     reads: Reads = lambda program, op: False
 
 
@@ -113,6 +114,6 @@ class _Run:
         return self.step("share_loops", lambda p: share_loops(p, plan.share))
 
 
-def _in_chunks(program: Program, chunks: int) -> Program:
-    cut = overlap(program, chunks)
+def _in_chunks(program: Program, chunks: int | str) -> Program:
+    cut = overlap_ring(program) if chunks == RING else overlap(program, int(chunks))
     return program if cut is program else canonicalize(cut)

@@ -102,7 +102,9 @@ class Traced:
             ),
             save=self.schedule.save,
             share=loop_pays,
-            tokens=lambda program: sends_tokens(program, self.schedule.send, target),
+            tokens=lambda program: sends_tokens(
+                program, self.schedule.send, target, self.schedule.overlap
+            ),
             chunks=lambda program: chunks_for(program, self.schedule.overlap, target),
         )
         stages = run_pipeline(self.program, plan)

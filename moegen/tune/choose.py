@@ -12,6 +12,7 @@ from moegen.ir.types import CHOICE, EXPERT, GROUP, TOKEN, placement_of, value_by
 from moegen.passes.choose_format import FORMATS, choose_format
 from moegen.passes.select_kernels import KernelChoice
 from moegen.passes.send_tokens import send_tokens
+from moegen.tune.chunks import seconds_saved
 from moegen.tune.cost import Cost, program_cost
 from moegen.tune.grouped import GROUPED_CHOICES, GroupedChoice
 from moegen.tune.network import NETWORKS
@@ -255,23 +256,27 @@ def _foreign(choice: GroupedChoice, target: Target) -> bool:
     return target.platform not in choice.platforms
 
 
-def sends_tokens(program: Program, asked: str, target: Target) -> bool:
+def sends_tokens(program: Program, asked: str, target: Target, overlap: int | str = 1) -> bool:
     """Whether tokens go to all devices that share experts, and not rows to those of theirs.
 
     Args:
       program: after choose_format.
       asked: "rows", "tokens", or "auto" for the least estimated time; where devices share memory,
-        rows.
+        or where rows are asked to overlap, rows.
       target: the device.
+      overlap: as in the schedule: what rows can save, and tokens cannot.
 
     Raises:
       LoweringError: if tokens are asked for and nothing travels in slots.
     """
-    if asked == "rows" or (asked == "auto" and NETWORKS[target.name].kind == "memory"):
+    if asked == "rows":
+        return False
+    if asked == "auto" and (NETWORKS[target.name].kind == "memory" or overlap not in (1, "auto")):
         return False
     sent = send_tokens(program)
     if asked == "auto":
-        return program_cost(sent, target).seconds < program_cost(program, target).seconds
+        saved = seconds_saved(program, overlap, target)
+        return program_cost(sent, target).seconds < program_cost(program, target).seconds - saved
     if not any(op.name == "all_to_all" for op in program.ops):
         raise LoweringError(
             f"@{program.name}: nothing travels in slots that tokens could be sent for",

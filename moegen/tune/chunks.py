@@ -1,4 +1,4 @@
-"""In how many chunks slots travel to their experts: what the overlap saves against what it adds."""
+"""How slots travel to their experts, in chunks or round a ring: what the overlap saves and adds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from moegen.errors import LoweringError
 from moegen.ir.locality import dims_of, own_sizes
 from moegen.ir.program import Op, Program
 from moegen.ir.types import CAPACITY, value_bytes
-from moegen.passes.overlap import can_overlap
+from moegen.passes.overlap import can_overlap, to_experts
+from moegen.passes.overlap_ring import RING, ring_devices
 from moegen.tune.cost import moving_seconds, op_cost, program_collectives
 from moegen.tune.network import NETWORKS
 from moegen.tune.target import Target
@@ -43,31 +44,69 @@ class Overlapped:
         both, longer = self.moving + self.counting, max(self.moving, self.counting)
         return both / chunks + (chunks - 1) / chunks * longer + (chunks - 1) * self.again
 
+    def ring_seconds(self, devices: int) -> float:
+        """A device's own rows do not wait; those of the others come while it has work.
 
-def chunks_for(program: Program, asked: int | str, target: Target) -> int:
-    """The number of chunks for a program in its format; 1 where nothing travels in slots.
+        Permutes in pairs, one each way, load the links of a torus as one all_to_all does.
+        """
+        own = self.counting / devices
+        return own + max(self.moving, self.counting - own) + (devices - 1) * self.again
+
+
+def chunks_for(program: Program, asked: int | str, target: Target) -> int | str:
+    """The number of chunks for a program in its format, or RING; 1 where nothing travels in slots.
 
     Args:
       program: after choose_format.
-      asked: a number, or "auto" for the least estimated time.
+      asked: a number, RING, or "auto" for the least estimated time.
       target: the device.
 
     Raises:
-      LoweringError: if so many chunks are asked for and cannot be.
+      LoweringError: if what is asked for cannot be.
     """
     if asked == "auto":
-        possible = [n for n in CHUNKS if n == 1 or _fits(program, n)]
-        parts = overlapped(program, target)
-        best = min(possible, key=parts.seconds)
-        return best if parts.seconds(best) < (1 - LEAST_GAIN) * parts.seconds(1) else 1
-    assert isinstance(asked, int), "the schedule holds nothing else"
-    if asked != 1 and not can_overlap(program, asked):
+        found = estimates(program, target)
+        best = min(found, key=lambda way: found[way])
+        return best if found[best] < (1 - LEAST_GAIN) * found[1] else 1
+    if asked == RING and not ring_devices(program):
+        raise LoweringError(
+            f"@{program.name}: no exchange of {CAPACITY}={program.sizes.get(CAPACITY, 0)} slots "
+            "that could go round a ring",
+            fix='a mesh with an axis of experts, format="slots" or "onehot", send="rows"',
+        )
+    if isinstance(asked, int) and asked != 1 and not can_overlap(program, asked):
         raise LoweringError(
             f"@{program.name}: no exchange of {CAPACITY}={program.sizes.get(CAPACITY, 0)} slots "
             f"that {asked} equal chunks could be made of",
             fix='a mesh with an axis of experts, format="slots" or "onehot", and a divisor',
         )
     return asked
+
+
+def seconds_saved(program: Program, asked: int | str, target: Target) -> float:
+    """What the overlap of a program is estimated to save of its time.
+
+    Args:
+      program: after choose_format.
+      asked: as for `chunks_for`.
+      target: the device.
+    """
+    if asked == 1 or not any(map(to_experts, program.ops)):
+        return 0.0
+    found = estimates(program, target)
+    return found[1] - found.get(chunks_for(program, asked, target), found[1])
+
+
+def estimates(program: Program, target: Target) -> dict[int | str, float]:
+    """Seconds of the part that is cut, for every way that is possible."""
+    parts = overlapped(program, target)
+    ways: dict[int | str, float] = {
+        n: parts.seconds(n) for n in CHUNKS if n == 1 or _fits(program, n)
+    }
+    devices = ring_devices(program)
+    if devices > 1 and NETWORKS[target.name].kind != "memory":
+        ways[RING] = parts.ring_seconds(devices)
+    return ways
 
 
 def overlapped(program: Program, target: Target) -> Overlapped:

@@ -26,6 +26,7 @@ MOVES = {
     "all_gather": "all_gather",
     "reduce_scatter": "reduce_scatter",
     "psum": "all_reduce",
+    "ring_permute": "permute",
 }
 """Ops that are collectives, and which."""
 
@@ -66,14 +67,15 @@ def program_collectives(program: Program) -> list[Collective]:
     """The collectives of a program, as its moves ask for them."""
     mesh, found = dict(program.mesh), []
     for op in program.ops:
-        if op.name in MOVES:
+        if op.name in MOVES and op.attr.get("by") != 0:
             axes = op.attr["axes"]
             devices = math.prod(mesh[a] for a in axes)
             # Of ragged rows the lists are as long as the worst case where they arrive only.
             ragged = op.name in ("send_rows", "return_rows")
             moved = (op.inputs[0], *(op.results if ragged else ()))
             nbytes = min(_own_bytes(program, value) for value in moved)
-            found.append(Collective(MOVES[op.name], axes, devices, nbytes))
+            distance = op.attr.get("by")
+            found.append(Collective(MOVES[op.name], axes, devices, nbytes, distance=distance))
     return found
 
 
@@ -88,7 +90,11 @@ def moving_seconds(
     return sum(
         one.times
         * seconds(
-            one.kind, one.nbytes, joined([known.get(a, ring(mesh[a])) for a in one.axes]), network
+            one.kind,
+            one.nbytes,
+            joined([known.get(a, ring(mesh[a])) for a in one.axes]),
+            network,
+            one.distance,
         )
         for one in found
     )

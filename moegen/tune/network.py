@@ -91,6 +91,7 @@ class Collective:
       devices: in a group.
       nbytes: what one device puts in.
       times: how often it runs in a call of the program.
+      distance: of a permute, how many devices on the receiver is; None: it is not known.
     """
 
     kind: str
@@ -98,6 +99,7 @@ class Collective:
     devices: int
     nbytes: int
     times: int = 1
+    distance: int | None = None
 
 
 def ring(devices: int) -> Box:
@@ -105,7 +107,9 @@ def ring(devices: int) -> Box:
     return Box((devices,), (devices > 2,))
 
 
-def seconds(kind: str, nbytes: float, box: Box, network: Network) -> float:
+def seconds(
+    kind: str, nbytes: float, box: Box, network: Network, distance: int | None = None
+) -> float:
     """Seconds of one collective, nothing else on the links.
 
     Args:
@@ -114,6 +118,7 @@ def seconds(kind: str, nbytes: float, box: Box, network: Network) -> float:
         what one device holds, all parts together.
       box: the devices that talk.
       network: their links.
+      distance: as in `Collective`; None: the receivers are neighbours, or as far as any.
 
     Raises:
       ScheduleError: for an unknown kind.
@@ -126,6 +131,9 @@ def seconds(kind: str, nbytes: float, box: Box, network: Network) -> float:
     if devices == 1:
         return 0.0
     start = network.hop * (box.hops if network.kind == "torus" else 1)
+    if kind == "permute" and distance is not None and network.kind == "torus":
+        hops, messages = shift(distance, box)
+        return hops * network.hop + messages * nbytes / network.link
     if kind == "permute":
         return start + nbytes / network.link
     others = devices - 1
@@ -135,6 +143,23 @@ def seconds(kind: str, nbytes: float, box: Box, network: Network) -> float:
     each = nbytes if kind == "all_gather" else nbytes / devices
     once = start + each * others / (links * network.link)
     return 2 * once if kind == "all_reduce" else once
+
+
+def shift(distance: int, box: Box) -> tuple[int, int]:
+    """Hops of the farthest message, and messages through the busiest link one way, of a permute.
+
+    Every device of the box sends to the one at a distance. They are numbered along the last dim
+    first; carries to the dim before are left out. All distances together load a ring's links twice
+    as an all_to_all does, as each uses one direction mostly: two at a time that are opposite fill
+    both.
+    """
+    hops, busiest = 0, 0
+    for extent, closed in reversed(list(zip(box.extents, box.closed, strict=True))):
+        distance, along = divmod(distance, extent)
+        back = extent - along
+        hops += min(along, back) if closed else max(along, back) if along else 0
+        busiest = max(busiest, min(along, back))
+    return hops, busiest
 
 
 def _exchange(nbytes: float, box: Box, network: Network) -> float:

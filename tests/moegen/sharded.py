@@ -61,7 +61,7 @@ class Case:
     crowded: bool = False
     save: str = "all"
     exchange: str = "auto"
-    overlap: int = 1
+    overlap: int | str = 1
     send: str = "auto"
     nightly: bool = False
 
@@ -182,6 +182,17 @@ CASES = {
     ),
     "random numbers within experts, in chunks": Case(
         {"data": 2, "expert": 2, "model": 2}, expert=dropped_out, sizes=(4, 5, 2, 4), overlap=2
+    ),
+    "slots round a ring of two axes, weights fully sharded": Case(
+        {"e1": 2, "fsdp": 2, "e2": 2}, overlap="ring", sizes=(5, 5, 8, 4),
+        axes={"e1": "G E", "e2": "G E"},
+    ),
+    "random numbers within experts, round a ring, little kept": Case(
+        {"data": 2, "expert": 4}, expert=dropped_out, format="onehot", overlap="ring",
+        save="least", nightly=True,
+    ),
+    "round a ring, on data, expert and model axes": Case(
+        {"expert": 2, "data": 2, "model": 2}, overlap="ring", nightly=True
     ),
     "all tokens to all devices, on data, expert and model axes": Case(
         {"data": 2, "expert": 2, "model": 2}, send="tokens", nightly=True

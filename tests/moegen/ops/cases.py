@@ -551,6 +551,8 @@ _SPLIT = {"x": ("f32[G@m, E]", [[1.0, 2.0], [3.0, 4.0]])}
 _COUNTED = {
     "G": 1, "S": 3, "K": 1, "E": 2, "C": 3, "Parts": 1, "Sent": 3, "N": 6, "GroupParts": 1
 }  # fmt: skip
+_RING = {"G": 2, "E": 2, "G1of1": 2, "E1of1": 2}
+_AROUND = 'axes=("m",), devices=1, outer=1'
 _OWED = ['%p: f32[E] partial@m = sum(%x, over="G")']
 MESH = [
     Case(
@@ -618,6 +620,23 @@ MESH = [
         ["f32[Sent@m]"], [[1.0, 2.0, 3.0]], mesh=_ONE, derivative=False,
         refused='%counts, %counts, axes=("m",), devices=1, block=2',
         match=r"needs rows \[N, ...\], got i32\[Parts, E\]",
+    ),
+    Case(
+        "ring_part", f'%x, {_AROUND}, over="E", along="G", by=0', _RING, _SPLIT,
+        ["f32[G@m, E1of1]"], [[[1.0, 2.0], [3.0, 4.0]]], mesh=_ONE, derivative=False,
+        refused=f'%x, {_AROUND}, over="G", along="E", by=0', match="E does not end with m",
+    ),
+    Case(
+        "ring_permute", f'%x, {_AROUND}, join="G", split="E", by=1', _RING,
+        {"x": ("f32[G@m, E1of1]", [[1.0, 2.0], [3.0, 4.0]])},
+        ["f32[G1of1, E@m]"], [[[1.0, 2.0], [3.0, 4.0]]], mesh=_ONE, derivative=False,
+        refused=f'%x, {_AROUND}, join="E", split="G", by=1', match='no dim "E" in',
+    ),
+    Case(
+        "ring_join", f'%x, {_AROUND}, over="E", along="G", by=(0,)', _RING,
+        {"x": ("f32[G@m, E1of1]", [[1.0, 2.0], [3.0, 4.0]])},
+        ["f32[G@m, E]"], [[[1.0, 2.0], [3.0, 4.0]]], mesh=_ONE, derivative=False,
+        refused=f'%x, {_AROUND}, over="E", along="G", by=(0, 1)', match="are not the distances",
     ),
     Case(
         "take_rows", "%x, %index", {"Sent": 2, "N": 3, "D": 2},

@@ -15,6 +15,7 @@ from moegen.passes.fuse_copies import fuse_copies
 from moegen.passes.fuse_gathers import fuse_gathers
 from moegen.passes.layout import MeshAxes, make_layout
 from moegen.passes.overlap import overlap
+from moegen.passes.overlap_ring import overlap_ring
 from moegen.passes.reassociate import reassociate
 from moegen.passes.rematerialize import rematerialize
 from moegen.passes.select_kernels import select_kernels
@@ -70,6 +71,7 @@ CASES = [  # one file is the result of a pass and the input of the next
     ("layer.shard", formatted("slots"), "layer.shard.slots"),
     ("layer.shard.slots", send_tokens, "layer.shard.slots.send_tokens"),
     ("layer.shard.slots", lambda p: overlap(p, 3), "layer.shard.slots.overlap"),
+    ("layer.shard.slots", overlap_ring, "layer.shard.slots.overlap_ring"),
     ("layer.onehot", fuse, "layer.onehot.fuse"),
     ("layer.slots", fuse, "layer.slots.fuse"),
     ("layer.sorted", fuse, "layer.sorted.fuse"),
@@ -111,3 +113,4 @@ def test_passes_leave_alone_what_they_are_not_asked_to_change():
     assert reassociate(program, "all") is program
     assert rematerialize(program, "all") is program
     assert overlap(program, 2) is program
+    assert overlap_ring(program) is program

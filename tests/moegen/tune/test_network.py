@@ -3,7 +3,7 @@
 import pytest
 
 from moegen.errors import ScheduleError
-from moegen.tune.network import NETWORKS, Box, joined, ring, seconds
+from moegen.tune.network import NETWORKS, Box, joined, ring, seconds, shift
 from moegen.tune.target import TARGETS
 
 V5P = NETWORKS["tpu_v5p"]
@@ -54,6 +54,17 @@ def test_two_axes_of_the_torus_have_the_links_of_both():
     alone = seconds("all_gather", 1e9, Box((64,), (True,)), V5P)
     assert seconds("all_gather", 1e9, both, V5P) == pytest.approx(alone / 2, rel=1e-3)
     assert seconds("permute", 1e9, one, V5P) == pytest.approx(1e9 / V5P.link, rel=1e-3)
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_permutes_to_every_distance_load_links_as_an_exchange_does(closed):
+    """Two at a time on a ring, as each uses one direction; each uses both of a line."""
+    devices, held = 16, 1.6e10
+    box, at_once = Box((devices,), (closed,)), 2 if closed else 1
+    each = (seconds("permute", held / devices, box, V5P, by) for by in range(1, devices))
+    exchanged = seconds("all_to_all", held, box, V5P)
+    assert sum(each) / at_once == pytest.approx(exchanged, rel=1e-3)
+    assert shift(5, Box((4, 4), (True, False))) == (1 + 3, 1)
 
 
 def test_one_device_has_nothing_to_send():
