@@ -21,6 +21,7 @@ from vmoe.calibration import (
 from vmoe.config import TrainConfig
 from vmoe.corruptions import CORRUPTIONS, Corrupted
 from vmoe.data import pipeline
+from vmoe.data.class_names import class_name
 from vmoe.data.pipeline import ImageSet
 from vmoe.data.views import Chosen, Fitted
 from vmoe.errors import UserError
@@ -162,7 +163,7 @@ def routing(subject: Subject) -> str:
         shares = own / np.maximum(own.sum(axis=1, keepdims=True), 1.0)
         header = (f"{block}, %", *(f"e{expert}" for expert in range(own.shape[1])))
         rows = [
-            (f"class {label}", *(f"{100 * share:.0f}" for share in line))
+            (class_name(subject.test.class_names, label), *(f"{100 * share:.0f}" for share in line))
             for label, line in enumerate(shares)
         ]
         parts.append(table(header, rows))

@@ -39,6 +39,8 @@ class DataConfig:
         such as "train[:99%]" of tfds; unused by digits and idx.
       keys: the features of an Example that hold the encoded image and the label.
       classes: how many; None: as many as the data has. For npz and Examples.
+      class_names: one for each, for people to read; (): as the data calls them (the subfolders of
+        folder, the label's names of tfds), else numbers.
       batch_size: images per training step.
       eval_batch_size: images per evaluation step; the last batch is padded and masked.
       train_ops, test_ops: what is done to an image, in order, by the names of vmoe.data.ops:
@@ -60,6 +62,7 @@ class DataConfig:
     test_split: str = "test"
     keys: tuple[str, str] = ("image", "label")
     classes: int | None = None
+    class_names: tuple[str, ...] = ()
     batch_size: int = 64
     eval_batch_size: int = 120
     train_ops: tuple[tuple[Any, ...], ...] = ()

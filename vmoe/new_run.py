@@ -17,7 +17,7 @@ from vmoe.start import start_from
 from vmoe.state import TrainState, init_state
 from vmoe.weights import files
 from vmoe.weights.leaf import flat, leaf_of
-from vmoe.workdir import open_workdir
+from vmoe.workdir import ImagesKept, open_workdir
 
 Shape = tuple[int, int, int]
 
@@ -39,13 +39,13 @@ def write_run(config: TrainConfig, init: InitFromConfig, image_shape: Shape | No
     checkpoints = Checkpoints(config.workdir, config.checkpoint.keep)
     if checkpoints.steps():
         raise UserError(f"workdir {config.workdir} holds a run already; fix: another one")
-    position = None
+    position, names = None, config.data.class_names
     if image_shape is None:
         images, _ = pipeline.load(config.data)
-        image_shape = images.shape
+        image_shape, names = images.shape, images.class_names
         position = pipeline.training_batches(images, config.data, config.seed).get_state()
     state, line = _begun(config, init, image_shape)
-    open_workdir(config, image_shape)
+    open_workdir(config, ImagesKept(image_shape, names))
     checkpoints.save(0, tuple(state), position)
     return line
 

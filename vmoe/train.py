@@ -23,7 +23,7 @@ from vmoe.routing import check_router, check_scope
 from vmoe.sharding import image_parts, make_mesh, own_images, place_batch, place_state, spanning
 from vmoe.start import start_from
 from vmoe.state import TrainState, init_state, make_train_step
-from vmoe.workdir import open_workdir
+from vmoe.workdir import ImagesKept, open_workdir
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def train(config: TrainConfig, out: TextIO = sys.stdout) -> Outcome:
     size = config.data.batch_size
     own = None if mesh is None else own_images(mesh, size)
     batches = pipeline.training_batches(train_images, config.data, config.seed, own)
-    workdir = open_workdir(config, train_images.shape)
+    workdir = open_workdir(config, ImagesKept(train_images.shape, train_images.class_names))
     checkpoints = Checkpoints(workdir, config.checkpoint.keep)
 
     start = 0

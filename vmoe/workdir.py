@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmoe.config import TrainConfig
 from vmoe.errors import UserError
@@ -26,14 +26,26 @@ MAY_CHANGE = (
     "eval_every",
     "checkpoint",
     "data.eval_batch_size",
+    "data.class_names",
 )
 
 
-def open_workdir(config: TrainConfig, image_shape: Sequence[int] | None = None) -> Path:
+class ImagesKept(NamedTuple):
+    """What a run keeps of its images, so that its model can be used where its data is not.
+
+    Attributes:
+      shape: (height, width, channels).
+      class_names: one for each class, or ().
+    """
+
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...] = ()
+
+
+def open_workdir(config: TrainConfig, images: ImagesKept | None = None) -> Path:
     """Creates config.workdir with the config in it, or checks the one that is there against it.
 
-    The shape (height, width, channels) of the images is kept beside it, so that the model can be
-    used where its data is not. Of several processes the first writes, and all must see it.
+    Of several processes the first writes, and all must see it.
 
     Raises:
       UserError: if it cannot be written, holds a run with other settings (named), or is another
@@ -45,7 +57,7 @@ def open_workdir(config: TrainConfig, image_shape: Sequence[int] | None = None) 
     if (workdir / CONFIG).exists():
         _check_same(read_config(workdir), config)
     if is_first():
-        _create(workdir, config, image_shape)
+        _create(workdir, config, images)
     meet("the workdir is there")
     if not (workdir / CONFIG).exists():
         raise UserError(
@@ -54,12 +66,12 @@ def open_workdir(config: TrainConfig, image_shape: Sequence[int] | None = None) 
     return workdir
 
 
-def _create(workdir: Path, config: TrainConfig, image_shape: Sequence[int] | None) -> None:
+def _create(workdir: Path, config: TrainConfig, images: ImagesKept | None) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         _write_json(workdir / CONFIG, dataclasses.asdict(config))
-        if image_shape is not None:
-            _write_json(workdir / IMAGES, {"shape": image_shape})
+        if images is not None:
+            _write_json(workdir / IMAGES, images._asdict())
     except OSError as error:
         raise UserError(
             f"workdir {workdir} cannot be written: {error.strerror}; fix: another --workdir"
@@ -83,19 +95,21 @@ def read_config(workdir: Path) -> TrainConfig:
         raise UserError(f"{path}: {error}; fix: use the version of vmoe that wrote it") from None
 
 
-def read_image_shape(workdir: Path) -> tuple[int, int, int] | None:
-    """(height, width, channels) of the images of a run; None for one that did not keep it.
+def read_images_kept(workdir: Path) -> ImagesKept | None:
+    """What a run kept of its images; None for one that did not.
 
     Raises:
       UserError: if the file is damaged.
     """
     path = workdir / IMAGES
     try:
-        height, width, channels = json.loads(path.read_text(encoding="utf-8"))["shape"]
-        return int(height), int(width), int(channels)
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        height, width, channels = kept["shape"]
+        names = tuple(map(str, kept.get("class_names", ())))
+        return ImagesKept((int(height), int(width), int(channels)), names)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); fix: remove it") from None
 
 

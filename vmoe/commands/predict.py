@@ -9,6 +9,7 @@ import numpy as np
 
 from vmoe.commands.choices import choices_of, number
 from vmoe.commands.given import Given, quiet
+from vmoe.data.class_names import class_name
 from vmoe.errors import UserError
 from vmoe.inference import chosen_model
 from vmoe.use.classify import Prediction, classify
@@ -47,7 +48,9 @@ def run(given: Given) -> int:
 
 def _show(trained: Trained, prediction: Prediction, top: int) -> None:
     order = np.argsort(-prediction.probabilities, kind="stable")[:top]
+    wide = max(len(class_name(trained.class_names, int(label))) for label in order)
     for label in order:
-        print(f"  class {label}  {prediction.probabilities[label]:7.2%}")
+        name = class_name(trained.class_names, int(label)).ljust(wide)
+        print(f"  {name}  {prediction.probabilities[label]:7.2%}")
     for line in text_grid(trained, prediction):
         print(line)

@@ -13,6 +13,11 @@ two cores that other jobs shared. One test image is 0.01 points.
 from vmoe.config import CheckpointConfig, DataConfig, OptimConfig, ScheduleConfig, TrainConfig
 from vmoe.model_config import ModelConfig, MoEConfig, RouterConfig
 
+CLASS_NAMES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+    "Ankle boot",
+)  # fmt: skip
+
 
 def get_config() -> TrainConfig:
     """The run."""
@@ -28,7 +33,7 @@ def get_config() -> TrainConfig:
         ),
         data=DataConfig(
             name="idx", path="/usr/share/datasets/fashion-mnist",
-            batch_size=64, eval_batch_size=400, max_shift=0,
+            class_names=CLASS_NAMES, batch_size=64, eval_batch_size=400, max_shift=0,
         ),
         optim=OptimConfig(
             name="adam", lr=1e-3, clip_norm=1.0, weight_decay=((".*/kernel", 0.1),),

@@ -15,21 +15,21 @@ class FolderSource:
 
     Raises:
       UserError: if there is no such folder, none of its subfolders holds an image, or a class is
-        not among `classes`.
+        not among `class_names`.
     """
 
-    def __init__(self, path: str, split: str, classes: tuple[str, ...] | None = None):
+    def __init__(self, path: str, split: str, class_names: tuple[str, ...] | None = None):
         root = Path(path) / split
         found = _class_folders(root)
-        self.classes = classes or tuple(found)
-        self.num_classes = len(self.classes)
-        unknown = [name for name in found if name not in self.classes]
+        self.class_names = class_names or tuple(found)
+        self.num_classes = len(self.class_names)
+        unknown = [name for name in found if name not in self.class_names]
         if unknown:
             raise UserError(
                 f"{root / unknown[0]} is a class without training images; fix: remove the folder, "
                 "or add one of that name to the training images"
             )
-        self._files = [(f, self.classes.index(name)) for name in found for f in found[name]]
+        self._files = [(f, self.class_names.index(name)) for name in found for f in found[name]]
 
     def __len__(self) -> int:
         return len(self._files)
@@ -48,7 +48,7 @@ def load_folder(path: str, train: str, test: str) -> tuple[FolderSource, FolderS
     A class's number is its place in the sorted names of the training folders.
     """
     source = FolderSource(path, train)
-    return source, FolderSource(path, test, source.classes)
+    return source, FolderSource(path, test, source.class_names)
 
 
 def _class_folders(root: Path) -> dict[str, list[Path]]:

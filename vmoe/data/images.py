@@ -19,11 +19,13 @@ class Images:
       images: f32[N, H, W, channels] in [-1, 1], or the value range of the config.
       labels: i32[N].
       num_classes: labels run from 0 to num_classes - 1.
+      class_names: one for each class, or ().
     """
 
     images: np.ndarray
     labels: np.ndarray
     num_classes: int
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,7 +38,7 @@ class Images:
 
     def first(self, count: int | None) -> Images:
         """The first `count` images; None for all."""
-        return Images(self.images[:count], self.labels[:count], self.num_classes)
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
 
     def batch(self, rows: slice | np.ndarray) -> Batch:
         """{"images", "labels", "mask"} of some rows; the mask is True for all."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from vmoe.config import DataConfig
 from vmoe.data.augment import draw_shifts, random_shift, shifted
+from vmoe.data.class_names import checked_names
 from vmoe.data.digits import load_digits
 from vmoe.data.folder import load_folder
 from vmoe.data.idx import load_idx
@@ -153,6 +155,7 @@ def _prepared(loaded: Loaded, ops: tuple[Any, ...], config: DataConfig) -> Image
     """Images in memory stay there; with operations, or from files, they are prepared one by one."""
     if isinstance(loaded, Images):
         if not ops and config.channels is None:
-            return loaded.in_range(*config.value_range)
+            names = checked_names(config.class_names, loaded.class_names, loaded.num_classes)
+            return replace(loaded, class_names=names).in_range(*config.value_range)
         loaded = ArraySource(loaded)
     return StoredImages(loaded, ops, config)

@@ -112,13 +112,15 @@ class ArrayRecordFiles:
 
 
 class ExampleSource:
-    """Labelled images out of serialised Examples.
+    """Labelled images out of serialised Examples; their classes have numbers only.
 
     Args:
       files: the records.
       keys: the features that hold the encoded image and the label.
       classes: how many; None: read off the labels, which reads every record.
     """
+
+    class_names: tuple[str, ...] = ()
 
     def __init__(self, files: RecordFiles, keys: tuple[str, str], classes: int | None):
         self._files, self._keys = files, keys

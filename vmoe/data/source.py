@@ -34,10 +34,13 @@ class CorruptImage(Exception):
 class Source(Protocol):
     """Records by number, from any thread; labels run from 0 to num_classes - 1.
 
+    The classes have names, one for each, or ().
+
     Reading one raises CorruptImage if it is damaged.
     """
 
     num_classes: int
+    class_names: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
@@ -49,7 +52,7 @@ class ArraySource:
 
     def __init__(self, images: Images):
         self._images = images
-        self.num_classes = images.num_classes
+        self.num_classes, self.class_names = images.num_classes, images.class_names
 
     def __len__(self) -> int:
         return len(self._images)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vmoe.config import DataConfig
+from vmoe.data.class_names import checked_names
 from vmoe.data.images import Batch
 from vmoe.data.ops import Op
 from vmoe.data.source import CorruptImage, Record, Source
@@ -54,6 +55,7 @@ class StoredImages:
 
     Attributes:
       num_classes: labels run from 0 to num_classes - 1.
+      class_names: one for each class, or ().
       skipped: what could not be read so far.
     """
 
@@ -64,6 +66,7 @@ class StoredImages:
         self._count = len(source) if count is None else min(count, len(source))
         self._shape: tuple[int, int, int] | None = None
         self.num_classes = source.num_classes
+        self.class_names = checked_names(config.class_names, source.class_names, self.num_classes)
         self.skipped = Skipped(config.corrupt)
 
     def __len__(self) -> int:

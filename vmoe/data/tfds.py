@@ -27,7 +27,8 @@ class TfdsSource:
         self._name = f"{name}, {split}"
         try:
             builder = tfds.builder(name, data_dir=data_dir or None)
-            self.num_classes = int(builder.info.features[self._label].num_classes)
+            label = builder.info.features[self._label]
+            self.num_classes, self.class_names = int(label.num_classes), tuple(label.names)
             self._records = builder.as_data_source(
                 split, decoders={self._image: tfds.decode.SkipDecoding()}
             )

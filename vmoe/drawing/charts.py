@@ -13,6 +13,8 @@ COLOURS = ("#2f6fde", "#e0702b", "#2a9d6f", "#b0479b", "#c9a227", "#5b6ee1", "#d
 """Of lines; readable on white and on black."""
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 40
 """Pixels around a chart's plane: for numbers, the end of the last one, title, axis name."""
+LONGEST = 14
+"""Letters of a row's name that are shown."""
 
 
 class Line(NamedTuple):
@@ -109,14 +111,15 @@ def heat_map(
       size: in pixels.
     """
     width, height = size
-    left, top, bottom = 30, TOP, 22
+    shown = [_short(name) for name in rows]
+    left, top, bottom = max(30, 7 * max(map(len, shown)) + 10), TOP, 22
     most = most or max(float(values.max()), 1e-12)
     wide, high = (width - left) / len(columns), (height - top - bottom) / len(rows)
     parts = [f'<text class="title" x="0" y="14">{escape(title)}</text>']
     step = math.ceil(16 / high)
     for r, name in enumerate(rows):
         if r % step == 0:
-            parts.append(_text(left - 6, top + (r + 0.5) * high + 4, name, "end"))
+            parts.append(_text(left - 6, top + (r + 0.5) * high + 4, shown[r], "end"))
         for c, column in enumerate(columns):
             share = min(float(values[r, c]) / most, 1.0)
             parts.append(
@@ -188,6 +191,10 @@ def _legend(lines: Sequence[Line], width: int, height: int) -> tuple[list[str], 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     span = high - low or 1.0
     return lambda value: start + (value - low) / span * (end - start)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
 
 
 def _text(x: float, y: float, words: str, anchor: str) -> str:

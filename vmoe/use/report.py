@@ -131,7 +131,7 @@ def classes(trained: Trained, images: ImageSet) -> Iterator[Section]:
     maps = []
     for block, table in [*counts.items()][-MOST_BLOCKS:]:
         shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1.0)
-        rows, columns = _numbers(len(shares)), _numbers(shares.shape[1])
+        rows, columns = _class_names(images, len(shares)), _numbers(shares.shape[1])
         maps.append(heat_map(f"{block}: class by expert", shares, rows, columns, show=percent))
     text = (
         "Each row is a class of test images: which experts serve its patches, of all that found a "
@@ -232,6 +232,10 @@ def _by_block(records: Sequence[dict[str, Any]], figure: str) -> list[str]:
 def _course(records: Sequence[dict[str, Any]], kind: str, name: str, label: str) -> Line:
     points = [(r["step"], r[name]) for r in records if r["kind"] == kind and name in r]
     return Line(label, points, marks=len(points) < 3)
+
+
+def _class_names(images: ImageSet, count: int) -> list[str]:
+    return [*images.class_names] or _numbers(count)
 
 
 def _numbers(count: int) -> list[str]:

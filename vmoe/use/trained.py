@@ -21,7 +21,7 @@ from vmoe.errors import UserError
 from vmoe.overrides import with_overrides
 from vmoe.weights import files
 from vmoe.weights.leaf import Leaves, flat, nested
-from vmoe.workdir import CONFIG, read_config, read_image_shape
+from vmoe.workdir import CONFIG, ImagesKept, read_config, read_images_kept
 
 Shape = tuple[int, int, int]
 
@@ -36,6 +36,7 @@ class Trained:
       params: its weights; their running average where the run keeps one.
       image_shape: (height, width, channels) of the images it was trained on.
       step: how many steps it was trained for.
+      class_names: one for each class of its data, or ().
     """
 
     name: str
@@ -43,6 +44,7 @@ class Trained:
     params: Any
     image_shape: Shape
     step: int
+    class_names: tuple[str, ...] = ()
 
 
 def load_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
@@ -58,7 +60,7 @@ def load_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
         path.parent.parent
     )  # fmt: skip
     config = with_overrides(read_config(workdir), overrides).validate()
-    shape = read_image_shape(workdir) or pipeline.load(config.data)[0].shape
+    shape, names = read_images_kept(workdir) or _images_of(config)
     if path == workdir and not Checkpoints(workdir).steps():
         raise UserError(f"run {path} has saved no checkpoint yet; fix: train it first")
     checkpoint = files.read(path)
@@ -69,7 +71,8 @@ def load_trained(path: str | Path, overrides: Sequence[str] = ()) -> Trained:
     arrays = {name: leaf.read() for name, leaf in leaves.items()}
     _check_fit(checkpoint.path, config, shape, arrays)
     params = jax.tree.map(jnp.asarray, nested(arrays))
-    return Trained(str(path), config, params, shape, int(checkpoint.leaves["step"].read()))
+    step = int(checkpoint.leaves["step"].read())
+    return Trained(str(path), config, params, shape, step, config.data.class_names or names)
 
 
 def images_of(trained: Trained) -> tuple[ImageSet, ImageSet]:
@@ -92,6 +95,11 @@ def images_of(trained: Trained) -> tuple[ImageSet, ImageSet]:
             "fix: its own data, or data.test_ops, data.train_ops and data.channels that give these"
         )
     return train, test
+
+
+def _images_of(config: TrainConfig) -> ImagesKept:
+    images = pipeline.load(config.data)[0]
+    return ImagesKept(images.shape, images.class_names)
 
 
 def _tell_refused(workdir: Path, used: Path) -> None:

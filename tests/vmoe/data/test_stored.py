@@ -57,6 +57,7 @@ def equal(a: list, b: list) -> bool:
 def test_a_folder_has_a_class_per_subfolder(folder):
     train_images, test_images = load(config(folder))
     assert (len(train_images), len(test_images), train_images.num_classes) == (12, 6, 2)
+    assert train_images.class_names == test_images.class_names == ("ant", "bee")
     batches = list(evaluation_batches(test_images, 4))
     assert [list(b["labels"]) for b in batches] == [[0, 0, 0, 1], [1, 1, 0, 0]]
     assert [b["mask"].sum() for b in batches] == [4, 2]

@@ -59,6 +59,14 @@ def test_a_heat_map_has_a_cell_per_number():
     assert opacities == [0.0, 1.0, 0.5, 1.0]
 
 
+def test_a_heat_map_makes_room_for_the_names_of_its_rows():
+    drawing = ET.fromstring(heat_map("m", np.ones((2, 1)), ["Ankle boot", "Wire-haired fox"], "x"))
+    names = [text for text in drawing.iter("text") if text.get("text-anchor") == "end"]
+    assert [name.text for name in names] == ["Ankle boot", "Wire-haired f…"]
+    assert all(float(name.get("x")) >= 7 * len(name.text) for name in names)
+    assert "Wire-haired fox, x: 1" in {title.text for title in drawing.iter("title")}
+
+
 def test_patches_are_covered_in_their_places():
     uri = image_uri(np.zeros((4, 4, 1), np.float32), -1, 1)
     fills = [[("red", 0.5), ("red", 0.0)], [("blue", 0.0), ("blue", 1.0)]]

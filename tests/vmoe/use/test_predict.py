@@ -78,6 +78,16 @@ def test_the_command(workdir, image_files, tmp_path, capsys):
     assert len([r for r in drawing.iter(f"{tag}rect") if r.get("fill-opacity")]) == 4
 
 
+def test_the_command_names_classes_that_have_names(workdir, image_files, capsys):
+    names = ",".join(repr(f"digit {n}") for n in range(10))
+    flags = [f"--workdir={workdir}", f"--config.data.class_names=({names})", "--top=10"]
+    assert main(["predict", str(image_files / "grey.png"), *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()[3:13]
+    assert sorted(line.rpartition("  ")[0].strip() for line in lines) == [
+        f"digit {n}" for n in range(10)
+    ]
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from vmoe.checkpoint import Checkpoints
 from vmoe.cli import main
 from vmoe.state import TrainState, init_state
 from vmoe.use.trained import load_trained
-from vmoe.workdir import read_image_shape
+from vmoe.workdir import ImagesKept, open_workdir, read_config, read_images_kept
 
 
 def test_its_weights_are_those_that_were_evaluated(trained, workdir):
@@ -23,7 +24,19 @@ def test_its_weights_are_those_that_were_evaluated(trained, workdir):
     heads = (trained.params["head"]["kernel"], state.params["head"]["kernel"])
     assert np.abs(heads[0] - heads[1]).max() > 0
     assert (trained.step, trained.image_shape) == (12, (8, 8, 1))
-    assert read_image_shape(workdir) == (8, 8, 1)
+    assert read_images_kept(workdir) == ((8, 8, 1), ())
+
+
+def test_a_run_keeps_the_names_of_its_classes(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    open_workdir(
+        replace(read_config(workdir), workdir=str(tmp_path / "run")),
+        ImagesKept((8, 8, 1), tuple("abcdefghij")),
+    )
+    assert load_trained(tmp_path / "run").class_names == tuple("abcdefghij")
+    others = tuple("ABCDEFGHIJ")
+    again = load_trained(tmp_path / "run", [f"--config.data.class_names={others}"])
+    assert again.class_names == others
 
 
 def test_one_checkpoint_of_a_run_by_its_path(workdir, capsys):
