@@ -13,7 +13,7 @@ import pytest
 from tests.vmoe import several
 from tests.vmoe.sharded import EVERY, MORE
 from tests.vmoe.tiny import CONFIG
-from vmoe.checkpoint import Checkpoints
+from vmoe.checkpoint import UNFINISHED, Checkpoints
 from vmoe.errors import UserError
 from vmoe.processes import LOST, SILENCE
 from vmoe.sharding import current_mesh, make_mesh, on_mesh, place_batch, state_places
@@ -23,7 +23,18 @@ TOLERANCE = 1e-5
 """float32, summed in another order, five steps on."""
 
 
-def stopped(workdir, process, number, devices, mesh):
+def in_a_save(workdir):
+    """Whether a checkpoint is there and the next one is being written."""
+    folder = Checkpoints(workdir).folder
+    return Checkpoints(workdir).steps() and list(folder.glob(f"{UNFINISHED}*"))
+
+
+def saved(workdir):
+    """Whether a checkpoint is there."""
+    return Checkpoints(workdir).steps()
+
+
+def stopped(workdir, process, number, devices, mesh, when=saved):
     """What is left of a run on two processes with so many devices each; one got a signal.
 
     Returns:
@@ -33,7 +44,7 @@ def stopped(workdir, process, number, devices, mesh):
         workdir, 2, devices, [f"--config.mesh={mesh}", "--config.steps=100000"]
     )
     try:
-        several.wait_until(Checkpoints(workdir).steps, processes)
+        several.wait_until(lambda: when(workdir), processes)
         processes[process].send_signal(number)
         before, other = time.monotonic(), 1 - process
         code = processes[other].wait(several.PATIENCE)
@@ -78,12 +89,19 @@ def test_a_killed_process_ends_the_other_and_one_device_goes_on_with_the_same_lo
 
 @pytest.mark.nightly
 @pytest.mark.parametrize(
-    "process, number", [(1, signal.SIGKILL), (0, signal.SIGSTOP), (1, signal.SIGSTOP)]
+    "process, number, when",
+    [
+        (1, signal.SIGKILL, saved),
+        (0, signal.SIGKILL, in_a_save),
+        (1, signal.SIGKILL, in_a_save),
+        (0, signal.SIGSTOP, saved),
+        (1, signal.SIGSTOP, saved),
+    ],
 )
-def test_any_other_end_of_a_process(tmp_path, process, number):
+def test_any_other_end_of_a_process(tmp_path, process, number, when):
     """On an axis that has one process's images apart, and gone on with on another mesh."""
     mesh = "(('expert', 2), ('data', 2))"
-    code, last, seconds = stopped(tmp_path / "many", process, number, 2, mesh)
+    code, last, seconds = stopped(tmp_path / "many", process, number, 2, mesh, when)
     assert (code, last) == (1, f"vmoe: error: {LOST}")
     assert seconds < 3 * SILENCE
     check_losses(tmp_path / "many", '{"fsdp": 2, "model": 2}')
