@@ -4,8 +4,9 @@ What is run is fixed in `bench.papers.protocol`, and what each claim compares in
 """
 
 import argparse
+import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -46,7 +47,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--page", type=Path, default=None, help="also write the results into this Markdown page"
     )
+    parser.add_argument(
+        "--learning-rates", type=rates, default=Settings.learning_rates, metavar="R,...",
+        help="to choose from; others than the protocol's are an experiment of their own",
+    )  # fmt: skip
     parser.add_argument("--report-only", action="store_true", help="run nothing, only report")
+
+
+def rates(text: str) -> tuple[float, ...]:
+    """The numbers of "0.001,0.003".
+
+    Raises:
+      ValueError: if one is no number above 0.
+    """
+    found = tuple(map(float, text.split(",")))
+    if not all(0 < rate < math.inf for rate in found):
+        raise ValueError(text)
+    return found
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
       ValueError: for flags that do not fit, before anything is run.
     """
     settings = QUICK if arguments.quick else Settings()
+    settings = replace(settings, learning_rates=arguments.learning_rates)
     claims = {name: CLAIMS[name] for name in arguments.claims}
     data = arms.load(arguments.data, settings)
     store = Store(arguments.out, asdict(settings))

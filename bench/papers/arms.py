@@ -70,8 +70,8 @@ def jobs(
 
 
 def trials(arm: str, store: Store, data: Data, settings: Settings) -> Iterator[Job]:
-    """The trials of learning rates that an arm still lacks."""
-    for rate in settings.learning_rates:
+    """The trials of learning rates that an arm still lacks; of a single rate there is none."""
+    for rate in settings.learning_rates if len(settings.learning_rates) > 1 else ():
         name = trial_name(arm, rate)
         if not store.has(name):
             yield Job(name, cost(settings), partial(_trial, arm, rate, store, data, settings))
@@ -100,6 +100,8 @@ def trial_name(arm: str, rate: float) -> str:
 
 def learning_rate(arm: str, store: Store, settings: Settings) -> float:
     """The rate whose trial was better on the held-out images; the smaller one at a tie."""
+    if len(settings.learning_rates) == 1:
+        return settings.learning_rates[0]
     scores = {r: store.read(trial_name(arm, r))["accuracy"] for r in settings.learning_rates}
     return max(sorted(scores), key=lambda rate: scores[rate])
 
