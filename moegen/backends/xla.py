@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from moegen.backends import collectives, ring
+from moegen.backends import collectives, exchanged, ring
 from moegen.backends.collectives import axis_names
 from moegen.backends.expressions import (
     EXPRESSIONS,
@@ -21,7 +21,7 @@ from moegen.backends.source import Emitter, Template, aligned, dims_of
 from moegen.errors import LoweringError
 from moegen.ir.program import Op, Value
 from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, TOKEN, Tensor, placement_of
-from moegen.kernels import activations, parts
+from moegen.kernels import activations, exchanged_dot_tpu, parts
 from moegen.kernels import ring as ring_kernels
 from moegen.kernels.grouped_dot import blocks
 from moegen.kernels.rows import exchange, gather
@@ -36,11 +36,21 @@ TEMPLATES: dict[str, Template] = {
     **dict.fromkeys(EXPRESSIONS, elementwise),
     **collectives.TEMPLATES,
     **ring.TEMPLATES,
+    **exchanged.TEMPLATES,
     **table.TEMPLATES,
 }
 KERNEL_NAMES = frozenset(
     name
-    for module in (activations, blocks, exchange, gather, parts, ring_kernels, *table.MODULES)
+    for module in (
+        activations,
+        blocks,
+        exchange,
+        exchanged_dot_tpu,
+        gather,
+        parts,
+        ring_kernels,
+        *table.MODULES,
+    )
     for name, _ in inspect.getmembers(module, inspect.isfunction)
 )
 """Names of kernel functions, which values in the source must not take."""

@@ -10,6 +10,7 @@ from moegen.ir.verify import verify
 from moegen.passes.canonicalize import canonicalize
 from moegen.passes.choose_format import choose_format
 from moegen.passes.differentiate import differentiate
+from moegen.passes.exchange_inside import INSIDE, overlap_inside
 from moegen.passes.fuse import fuse
 from moegen.passes.fuse_copies import Reads, fuse_copies
 from moegen.passes.fuse_gathers import Inside, fuse_gathers
@@ -53,7 +54,7 @@ class Plan:
       save: "all" or "least", what the backward is to get from the forward.
       inside: whether a product gathers its rows itself.
       tokens: whether tokens are sent, not rows, where experts are shared.
-      chunks: in how many parts slots travel to their experts, or RING.
+      chunks: in how many parts slots travel to their experts, RING or INSIDE.
       reads: whether a product's kernel reads values per expert.
     """
 
@@ -115,5 +116,6 @@ class _Run:
 
 
 def _in_chunks(program: Program, chunks: int | str) -> Program:
-    cut = overlap_ring(program) if chunks == RING else overlap(program, int(chunks))
+    ways = {RING: overlap_ring, INSIDE: overlap_inside}
+    cut = ways[chunks](program) if isinstance(chunks, str) else overlap(program, chunks)
     return program if cut is program else canonicalize(cut)

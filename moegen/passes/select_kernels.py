@@ -11,7 +11,7 @@ from moegen.ir.rewrite import keep, rewrite, set_attrs
 
 KERNEL_OPS = (
     *("dot", "grouped_dot", "gathered_dot", "grouped_outer", "grouped_sum"),
-    *("send_rows", "return_rows"),
+    *("exchanged_dot", "send_rows", "return_rows"),
 )
 """Ops for which there is a choice, now or on other targets."""
 

@@ -9,6 +9,7 @@ import jax
 
 from moegen.errors import ScheduleError, did_you_mean
 from moegen.passes.choose_format import FORMATS
+from moegen.passes.exchange_inside import INSIDE
 from moegen.passes.formats.exchanges import EXCHANGES
 from moegen.passes.layout import DEFAULT_AXES, MeshAxes, token_axes
 from moegen.passes.overlap_ring import RING
@@ -45,7 +46,8 @@ class Schedule:
         its expert's device, "tokens", all to all of them, or "auto", by the estimated time.
       overlap: in how many chunks slots travel to experts on other devices, each with products of
         its own, so that one can move while another is worked on; "ring": one device's rows after
-        the other's, by permutes; "auto": what the cost model chooses of both.
+        the other's, by permutes; "inside": by the kernel of the first product, which sends them
+        itself (TPUs); "auto": what the cost model chooses of chunks and the ring.
       target: a name of `moegen.tune.target.TARGETS`, or None for the devices of the mesh, or the
         default JAX device.
       mesh: a jax.sharding.Mesh of devices that share the work, or None for one device; an
@@ -80,9 +82,9 @@ class Schedule:
         _one_of("save", self.save, SAVES)
         _one_of("send", self.send, SENDS)
         _one_of("exchange", self.exchange, ("auto", *EXCHANGES))
-        named = self.overlap in ("auto", RING)
+        named = self.overlap in ("auto", RING, INSIDE)
         if not named and (isinstance(self.overlap, str) or self.overlap < 1):
-            fix = f'1 chunk or more, "{RING}", or "auto"'
+            fix = f'1 chunk or more, "{RING}", "{INSIDE}", or "auto"'
             raise ScheduleError(f"overlap={self.overlap!r}", fix=fix)
         if self.block is not None and self.block < 1:
             raise ScheduleError(f"block={self.block}", fix="rows per block are 1 or more")

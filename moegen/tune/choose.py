@@ -12,6 +12,7 @@ from moegen.ir.types import CHOICE, EXPERT, GROUP, TOKEN, placement_of, value_by
 from moegen.passes.choose_format import FORMATS, choose_format
 from moegen.passes.select_kernels import KernelChoice
 from moegen.passes.send_tokens import send_tokens
+from moegen.tune import exchanged
 from moegen.tune.chunks import seconds_saved
 from moegen.tune.cost import Cost, program_cost
 from moegen.tune.grouped import GROUPED_CHOICES, GroupedChoice
@@ -172,6 +173,8 @@ def kernel_for(
     Raises:
       LoweringError: if a kernel is asked for that cannot run the op.
     """
+    if op.name == "exchanged_dot":
+        return exchanged.choice(op, sizes, target, interpret)
     if op.name in ("send_rows", "return_rows"):
         ragged = target.platform in RAGGED_PLATFORMS
         return KernelChoice("ragged_all_to_all" if ragged else "all_gather", source="target")

@@ -8,6 +8,7 @@ from moegen.errors import LoweringError
 from moegen.ir.locality import dims_of, own_sizes
 from moegen.ir.program import Op, Program
 from moegen.ir.types import CAPACITY, value_bytes
+from moegen.passes.exchange_inside import INSIDE, fusible
 from moegen.passes.overlap import can_overlap, to_experts
 from moegen.passes.overlap_ring import RING, ring_devices
 from moegen.tune.cost import moving_seconds, op_cost, program_collectives
@@ -54,11 +55,11 @@ class Overlapped:
 
 
 def chunks_for(program: Program, asked: int | str, target: Target) -> int | str:
-    """The number of chunks for a program in its format, or RING; 1 where nothing travels in slots.
+    """The number of chunks for a program in its format, RING or INSIDE; 1 where no slots travel.
 
     Args:
       program: after choose_format.
-      asked: a number, RING, or "auto" for the least estimated time.
+      asked: a number, RING, INSIDE, or "auto" for the least estimated time.
       target: the device.
 
     Raises:
@@ -73,6 +74,11 @@ def chunks_for(program: Program, asked: int | str, target: Target) -> int | str:
             f"@{program.name}: no exchange of {CAPACITY}={program.sizes.get(CAPACITY, 0)} slots "
             "that could go round a ring",
             fix='a mesh with an axis of experts, format="slots" or "onehot", send="rows"',
+        )
+    if asked == INSIDE and not fusible(program):
+        raise LoweringError(
+            f"@{program.name}: no product reads slots as they come from other devices",
+            fix='a mesh with an axis of experts, format="slots", send="rows"',
         )
     if isinstance(asked, int) and asked != 1 and not can_overlap(program, asked):
         raise LoweringError(

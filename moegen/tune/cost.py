@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moegen.ir.locality import own_sizes
 from moegen.ir.program import Op, Program, Value
@@ -29,6 +29,8 @@ MOVES = {
     "ring_permute": "permute",
 }
 """Ops that are collectives, and which."""
+INSIDE = {"exchanged_dot": "all_to_all"}
+"""Ops that are collectives and products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +67,9 @@ def program_cost(program: Program, target: Target, boxes: Mapping[str, Box] | No
 
 def program_collectives(program: Program) -> list[Collective]:
     """The collectives of a program, as its moves ask for them."""
-    mesh, found = dict(program.mesh), []
+    mesh, found, kinds = dict(program.mesh), [], MOVES | INSIDE
     for op in program.ops:
-        if op.name in MOVES and op.attr.get("by") != 0:
+        if op.name in kinds and op.attr.get("by") != 0:
             axes = op.attr["axes"]
             devices = math.prod(mesh[a] for a in axes)
             # Of ragged rows the lists are as long as the worst case where they arrive only.
@@ -75,7 +77,7 @@ def program_collectives(program: Program) -> list[Collective]:
             moved = (op.inputs[0], *(op.results if ragged else ()))
             nbytes = min(_own_bytes(program, value) for value in moved)
             distance = op.attr.get("by")
-            found.append(Collective(MOVES[op.name], axes, devices, nbytes, distance=distance))
+            found.append(Collective(kinds[op.name], axes, devices, nbytes, distance=distance))
     return found
 
 
@@ -132,6 +134,8 @@ def op_cost(op: Op, sizes: dict[str, int], target: Target, moved: float | None =
 
 def op_flops(op: Op, sizes: dict[str, int]) -> float:
     """Multiplications and additions of an op."""
+    if op.name == "exchanged_dot":
+        op = replace(op, name="dot", operands=(op.results[1], op.operands[1]))
     if op.name in ("dot", "grouped_dot", "gathered_dot", "grouped_outer"):
         a, b = (op.results[0], op.inputs[2]) if op.name == "gathered_dot" else op.inputs[:2]
         dims = dict.fromkeys((*_dims(a), *_dims(b)))

@@ -10,7 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from moegen.kernels.exchanged_dot_tpu import exchanged_dot_tpu, exchanged_tile
 from moegen.kernels.grouped_dot.pallas_tpu import dot_of_visits, grouped_dot_tpu
 from moegen.kernels.grouped_dot.pallas_tpu_gather import gathered_dot_tpu, gathered_of_visits
 from moegen.kernels.grouped_dot.pallas_tpu_outer import grouped_outer_tpu, outer_of_visits
@@ -104,6 +108,35 @@ def outer(
     if visits is None:
         return call, [*shapes, _struct((experts,), "int32")]
     return fixed, [*shapes, *[_struct((visits,), "int32")] * 4]
+
+
+def exchanged(
+    groups: int,
+    slots: int,
+    depth: int,
+    width: int,
+    experts: int,
+    devices: Sequence[Any],
+    dtype: str = "bfloat16",
+    transposed: bool = False,
+    vmem: int = 16 * 2**20,
+) -> Case:
+    """The product that exchanges its slots, on all devices of the slice; sizes are of them all."""
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.Mesh(np.array(devices), ("expert",), axis_types=auto)
+    rows, weights = groups // len(devices) * slots, (depth, width)
+    tile = exchanged_tile(rows, depth, width, dtype, vmem)
+
+    def call(x: Any, w: Any) -> Any:
+        return exchanged_dot_tpu(x, w, "expert", tile=tile, transposed=transposed)
+
+    def struct(shape: tuple[int, ...], place: P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, place))
+
+    places = (P(None, "expert"), P("expert"))
+    run = jax.shard_map(call, mesh=mesh, in_specs=places, out_specs=P("expert"), check_vma=False)
+    shapes = [(experts, groups, slots, depth), (experts, *weights[:: -1 if transposed else 1])]
+    return run, [struct(*pair) for pair in zip(shapes, places, strict=True)]
 
 
 def steps(

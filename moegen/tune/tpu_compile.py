@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +17,31 @@ from jax.experimental import topologies
 
 
 def main() -> None:
-    """Compiles every job for one chip of the topology named on the command line."""
+    """Compiles every job for the topology named on the command line."""
     topology, profiles = sys.argv[1:]
-    device = topologies.get_topology_desc(topology, platform="tpu").devices[0]
+    devices = topologies.get_topology_desc(topology, platform="tpu").devices
     for name, case, arguments in json.loads(sys.stdin.read()):
-        print(json.dumps({"name": name, **report(device, case, arguments, profiles)}), flush=True)
+        print(json.dumps({"name": name, **report(devices, case, arguments, profiles)}), flush=True)
 
 
-def report(device: Any, case: str, arguments: dict[str, Any], profiles: str) -> dict[str, Any]:
-    """Seconds, bytes, cycles and kernels of one program, or the error that the compiler gives."""
+def report(
+    devices: Sequence[Any], case: str, arguments: dict[str, Any], profiles: str
+) -> dict[str, Any]:
+    """Seconds, bytes, cycles and kernels of one program, or the error that the compiler gives.
+
+    It is for the first of the devices, or for all, if the case takes `devices` and places shapes.
+    """
     module, _, function = case.partition(":")
     begin = time.perf_counter()
     for file in _files(profiles):
         file.unlink()
     try:
-        call, shapes = getattr(importlib.import_module(module), function)(**arguments)
-        place = jax.sharding.SingleDeviceSharding(device)
+        made = getattr(importlib.import_module(module), function)
+        several = {"devices": devices} if "devices" in inspect.signature(made).parameters else {}
+        call, shapes = made(**arguments, **several)
+        alone = jax.sharding.SingleDeviceSharding(devices[0])
         placed = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=s.sharding or alone), shapes
         )
         compiled = jax.jit(call).lower(*placed).compile()
     except Exception as error:  # whatever the compiler raises is the answer

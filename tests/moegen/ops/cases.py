@@ -552,6 +552,7 @@ _COUNTED = {
     "G": 1, "S": 3, "K": 1, "E": 2, "C": 3, "Parts": 1, "Sent": 3, "N": 6, "GroupParts": 1
 }  # fmt: skip
 _RING = {"G": 2, "E": 2, "G1of1": 2, "E1of1": 2}
+_WIDE = {"E": 1, "G": 1, "C": 2, "D": 128, "F": 128}
 _AROUND = 'axes=("m",), devices=1, outer=1'
 _OWED = ['%p: f32[E] partial@m = sum(%x, over="G")']
 MESH = [
@@ -637,6 +638,15 @@ MESH = [
         {"x": ("f32[G@m, E1of1]", [[1.0, 2.0], [3.0, 4.0]])},
         ["f32[G@m, E]"], [[[1.0, 2.0], [3.0, 4.0]]], mesh=_ONE, derivative=False,
         refused=f'%x, {_AROUND}, over="E", along="G", by=(0, 1)', match="are not the distances",
+    ),
+    Case(  # one expert, one group, two slots of width 128
+        "exchanged_dot", '%x, %w, axes=("m",), devices=1, over="D"', _WIDE,
+        {"x": ("f32[E, G@m, C, D]", np.ones((1, 1, 2, 128)) * [[[[1.0], [2.0]]]]),
+         "w": ("f32[E@m, D, F]", np.full((1, 128, 128), 0.5))},
+        ["f32[E@m, G, C, F]", "f32[E@m, G, C, D]"],
+        [np.ones((1, 1, 2, 128)) * [[[[64.0], [128.0]]]],
+         np.ones((1, 1, 2, 128)) * [[[[1.0], [2.0]]]]], mesh=_ONE, derivative=False,
+        refused='%x, %w, axes=("m",), devices=2, over="D"', match="devices=2 do not divide",
     ),
     Case(
         "take_rows", "%x, %index", {"Sent": 2, "N": 3, "D": 2},

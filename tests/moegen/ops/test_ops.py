@@ -131,6 +131,7 @@ def test_derivative(case):
 ON_CPU = {
     "send_rows": KernelChoice("all_gather"),
     "return_rows": KernelChoice("all_gather"),
+    "exchanged_dot": KernelChoice("pallas_tpu", (2, 128), interpret=True),
     "gathered_dot": KernelChoice("pallas_tpu", (2, 32), interpret=True),
 }
 

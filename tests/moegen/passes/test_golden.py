@@ -10,6 +10,7 @@ from moegen.ir.verify import verify
 from moegen.passes.canonicalize import canonicalize
 from moegen.passes.choose_format import choose_format
 from moegen.passes.differentiate import differentiate
+from moegen.passes.exchange_inside import overlap_inside
 from moegen.passes.fuse import fuse
 from moegen.passes.fuse_copies import fuse_copies
 from moegen.passes.fuse_gathers import fuse_gathers
@@ -72,6 +73,7 @@ CASES = [  # one file is the result of a pass and the input of the next
     ("layer.shard.slots", send_tokens, "layer.shard.slots.send_tokens"),
     ("layer.shard.slots", lambda p: overlap(p, 3), "layer.shard.slots.overlap"),
     ("layer.shard.slots", overlap_ring, "layer.shard.slots.overlap_ring"),
+    ("layer.shard.slots", overlap_inside, "layer.shard.slots.overlap_inside"),
     ("layer.onehot", fuse, "layer.onehot.fuse"),
     ("layer.slots", fuse, "layer.slots.fuse"),
     ("layer.sorted", fuse, "layer.sorted.fuse"),
@@ -114,3 +116,4 @@ def test_passes_leave_alone_what_they_are_not_asked_to_change():
     assert rematerialize(program, "all") is program
     assert overlap(program, 2) is program
     assert overlap_ring(program) is program
+    assert overlap_inside(program) == program

@@ -8,15 +8,23 @@ from moegen.tune import aot, tpu_compiler
 from moegen.tune.pallas_tpu import UNLOWERED
 from moegen.tune.tpu_compile import cycles
 from moegen.tune.tpu_compiler import TOPOLOGIES, Job, compile_for, libtpu_folder
+from tests.moegen.tune import overlaps
 
 CASES = "moegen.tune.tpu_cases:"
 SMALL = {"rows": 250, "depth": 100, "width": 200, "experts": 4}
+SLOTS = {"groups": 16, "slots": 136, "depth": 256, "width": 384, "experts": 16}
 JOBS = [
     Job("forward", CASES + "dot", {**SMALL, "tile": [200, 64, 32], "epilogue": "kept gelu"}),
     Job("gate", CASES + "dot", {**SMALL, "tile": [200, 64, 32], "epilogue": "gate"}),
     Job("d-input", CASES + "dot", {**SMALL, "tile": [200, 64, 32], "transposed": True}),
     Job("f32", CASES + "dot", {**SMALL, "tile": [200, 64, 32], "dtype": "float32"}),
     Job("d-weight", CASES + "outer", {**SMALL, "tile": [100, 200, 64, 32]}),
+    Job("exchanged", CASES + "exchanged", {**SLOTS, "transposed": True}),
+    Job(
+        "exchanged, f32, uneven slots",
+        CASES + "exchanged",
+        {**SLOTS, "dtype": "float32", "slots": 7},
+    ),
 ]
 needs_libtpu = pytest.mark.skipif(
     libtpu_folder() is None, reason=f"{tpu_compiler.MISSING}: {tpu_compiler.FIX}"
@@ -47,6 +55,16 @@ def test_cycles_grow_with_the_steps_and_an_abort_is_a_result():
     aborted, two, four = compile_for("tpu_v5e", [dynamic, *steps])
     assert "the compiler aborted: Static LLO profiling" in aborted.error
     assert 0 < two.cycles < four.cycles
+
+
+@pytest.mark.nightly
+@needs_libtpu
+def test_a_ring_travels_while_products_run_and_an_exchange_is_waited_for():
+    found = {line["overlap"]: line for line in overlaps.measured("v5e:2x2")}
+    assert found[4]["waiting"] == 16
+    assert found[4]["products meanwhile"] == 0
+    assert found["ring"]["waiting"] == 0
+    assert found["ring"]["products meanwhile"] > found["ring"]["products"] // 2
 
 
 @pytest.mark.nightly
