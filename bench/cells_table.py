@@ -1,4 +1,4 @@
-"""The layer suite as one Markdown table: floor and `auto`, both dtypes and directions."""
+"""The layer suite as one Markdown table: floor, `auto` and `native`, both dtypes and directions."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -20,7 +20,8 @@ def target(workload: str, direction: str) -> float:
 def markdown(results: Mapping[str, Sequence[Row]]) -> str:
     """One line per workload, capacity and routing; what was not measured stays empty.
 
-    A cell is "floor / auto", both relative to the dense MLP; `auto` in bold meets its target.
+    A cell is "floor / auto", all relative to the dense MLP, and `native` last if that was measured;
+    what meets the target is in bold.
     """
     columns = list(product(DTYPES, DIRECTIONS))
     heads = [f"{dtype}, {direction}" for dtype, direction in columns]
@@ -41,6 +42,7 @@ def _cell(rows: Sequence[Row], workload: str, direction: str) -> str:
     ratios = {row.name: row.ratio for row in rows}
     if "auto" not in ratios:
         return ""
-    auto = f"{ratios['auto']:.2f}"
-    met = ratios["auto"] <= target(workload, direction)
-    return f"{ratios.get('floor', float('nan')):.2f} / {f'**{auto}**' if met else auto}"
+    made = [ratios[name] for name in ("auto", "native") if name in ratios]
+    most = target(workload, direction)
+    shown = [f"**{ratio:.2f}**" if ratio <= most else f"{ratio:.2f}" for ratio in made]
+    return " / ".join([f"{ratios.get('floor', float('nan')):.2f}", *shown])

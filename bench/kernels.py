@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import suite, tpu_kernels
-from bench.layer import Built
+from bench.layer import Built, can_run
 from bench.report import Row
 from bench.timing import compare
 from bench.workloads import DTYPES, QUICK, ROUTINGS, WORKLOADS, Workload
+from moegen.kernels.grouped_dot import native
 from moegen.kernels.grouped_dot.blocks import grouped_dot_blocks, grouped_outer_blocks
 from moegen.kernels.grouped_dot.ragged import grouped_dot_ragged, grouped_outer_ragged
 from moegen.kernels.grouped_dot.runs import grouped_dot_runs, grouped_outer_runs
@@ -28,7 +29,7 @@ from moegen.tune.choose import balanced_block
 from moegen.tune.product import loads as shared_out
 
 PRODUCTS = ("fwd", "dlhs", "drhs")
-KERNELS = ("runs", "blocks", "ragged_dot")
+KERNELS = ("runs", "native", "blocks", "ragged_dot")
 SPECS = {"fwd": "nd,df->nf", "dlhs": "nf,df->nd", "drhs": "nd,nf->df"}
 
 
@@ -68,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure the products, one table each; returns the exit code."""
     if arguments.target:
         return tpu_kernels.run(arguments)
-    todo = {c.key: partial(measure, c, arguments.kernels) for c in _cases(arguments)}
+    kernels = tuple(name for name in arguments.kernels if can_run(name))
+    todo = {c.key: partial(measure, c, kernels) for c in _cases(arguments)}
     return suite.run("kernels", arguments, todo)
 
 
@@ -99,6 +101,9 @@ def measure(case: Case, kernels: tuple[str, ...], rounds: int) -> list[Row]:
 def kernel_call(case: Case, kernel: str, block: int) -> Callable[..., jax.Array]:
     """The kernel of that name as a function of its two operands and the sizes."""
     load, spec = case.workload, SPECS[case.product]
+    if kernel == "native":
+        dot = partial(native.grouped_dot_native, transposed=case.product == "dlhs")
+        return native.grouped_outer_native if case.product == "drhs" else dot
     if case.product == "drhs":
         shape = (load.experts, load.width, load.hidden)
         if kernel == "ragged_dot":
@@ -109,8 +114,8 @@ def kernel_call(case: Case, kernel: str, block: int) -> Callable[..., jax.Array]
         return lambda rows, w, sizes: grouped_dot_ragged(rows, jnp.swapaxes(w, 1, 2), sizes)
     if kernel == "ragged_dot":
         return grouped_dot_ragged
-    dot = {"runs": grouped_dot_runs, "blocks": grouped_dot_blocks}[kernel]
-    return lambda rows, w, sizes: dot(spec, rows, w, sizes, block)
+    xla = {"runs": grouped_dot_runs, "blocks": grouped_dot_blocks}[kernel]
+    return lambda rows, w, sizes: xla(spec, rows, w, sizes, block)
 
 
 def operands(case: Case) -> tuple[jax.Array, jax.Array, jax.Array, int]:

@@ -36,6 +36,7 @@ from bench.workloads import (
 )
 from bench.yardsticks import DENSE, dense_inputs, floor, floor_inputs
 from moegen.experts import mlp
+from moegen.kernels.grouped_dot import native
 from moegen.routers import noisy_top_k
 from moegen.tune.choose import FormatChoice
 from moegen.tune.whole import write_text
@@ -45,6 +46,7 @@ SCHEDULES = {
     "onehot": moegen.Schedule(format="onehot"),
     "slots": moegen.Schedule(format="slots"),
     "sorted": moegen.Schedule(format="sorted"),
+    "native": moegen.Schedule(format="sorted", kernel="native"),
     "ragged_dot": moegen.Schedule(format="sorted", kernel="ragged_dot"),
 }
 MOST_BYTES = 2 << 30
@@ -119,7 +121,7 @@ def measure(
         if costs.get(name, 0.0) > HOPELESS * costs[choice.format]:
             times = costs[name] / costs[choice.format]
             print(f"  {name} left out: estimated at {times:.0f} times the best", file=sys.stderr)
-        elif fits(cell, name):
+        elif can_run(name) and fits(cell, name):
             layer = output_of(layer_of(cell, name))
             note = choice.format if name == "auto" else ""
             runs[name] = made.build(cell, name, layer, params, x, note=note)
@@ -129,7 +131,10 @@ def measure(
 
 
 def verdict(results: dict[str, list[Row]]) -> str:
-    """In how many cells, by direction, `auto` was within 10 % of the best format measured."""
+    """In how many cells, by direction, `auto` was within 10 % of the best format measured.
+
+    `native` is no format, and not for `auto` to take.
+    """
     lines = []
     for direction in DIRECTIONS:
         late = {
@@ -138,7 +143,7 @@ def verdict(results: dict[str, list[Row]]) -> str:
             if key.endswith(direction) and any(row.name == "auto" for row in rows)
         }
         behind = {
-            key: ratios["auto"] / min(ratios[n] for n in SCHEDULES if n in ratios)
+            key: ratios["auto"] / min(ratios[n] for n in SCHEDULES if n in ratios and n != "native")
             for key, ratios in late.items()
         }
         within = sum(times <= 1.1 for times in behind.values())
@@ -246,6 +251,14 @@ def choice_of(cell: Cell, params: Any, x: jax.Array) -> FormatChoice:
 def output_of(layer: moegen.Layer) -> Callable[..., Any]:
     """The layer as a function of parameters and tokens that gives the tokens only."""
     return lambda params, x: layer(params, x)[0]
+
+
+def can_run(schedule: str) -> bool:
+    """Whether the kernel of the schedule of that name can be had here; prints why not."""
+    reason = native.obstacle() if schedule == "native" else ""
+    if reason:
+        print(f"  {schedule} left out: {reason}", file=sys.stderr)
+    return not reason
 
 
 def fits(cell: Cell, schedule: str) -> bool:

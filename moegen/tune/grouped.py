@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from moegen.ir.program import Op, Value
 from moegen.ir.types import EXPERT, Tensor
 from moegen.ops.grouped import epilogue_operands
-from moegen.tune import pallas_gpu, pallas_tpu
+from moegen.tune import native, pallas_gpu, pallas_tpu
 from moegen.tune.target import Target
 
 Sizes = Mapping[str, int]
@@ -73,5 +73,7 @@ GROUPED_CHOICES: dict[str, GroupedChoice] = {
     "ragged_dot": GroupedChoice(("tpu", "gpu"), not_ragged),
     "blocks": GroupedChoice(("cpu", "tpu", "gpu")),
     "pallas_gpu": GroupedChoice(("gpu",), pallas_gpu.obstacle, pallas_gpu.tile, interpreter=True),
+    "native": GroupedChoice((), native.obstacle),
 }
-"""By name, for "auto" in the order of preference: a kernel that no GPU has run yet comes last."""
+"""By name, for "auto" in the order of preference: a kernel that no GPU has run yet comes last.
+`native` is for CPUs and never taken unasked, as it calls a C++ compiler."""

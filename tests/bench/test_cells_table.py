@@ -12,7 +12,7 @@ def test_cells_stand_in_their_line_and_column():
     table = markdown(
         {
             "A/float32/zipf/dropless/training": rows(dense=1.0, floor=1.04, auto=1.154),
-            "A/bfloat16/zipf/dropless/forward": rows(dense=1.0, floor=1.02, auto=1.1),
+            "A/bfloat16/zipf/dropless/forward": rows(dense=1.0, floor=1.02, auto=1.1, native=1.2),
             "B/float32/balanced/1.05/forward": rows(dense=1.0, floor=1.2),
         }
     )
@@ -21,7 +21,7 @@ def test_cells_stand_in_their_line_and_column():
         "float32, forward", "float32, training", "bfloat16, forward", "bfloat16, training |",
     ]  # fmt: skip
     assert lines == [
-        "| A | dropless | zipf |  | 1.04 / 1.15 | 1.02 / **1.10** |  |",
+        "| A | dropless | zipf |  | 1.04 / 1.15 | 1.02 / **1.10** / 1.20 |  |",
         "| B | 1.05 | balanced |  |  |  |  |",
     ]
 

@@ -22,7 +22,9 @@ CELL = Cell("tiny", TINY)
 def test_schedules_compute_the_same_function() -> None:
     params, x = inputs(CELL)
     first, *others = (
-        layer.output_of(layer.layer_of(CELL, name))(params, x) for name in layer.SCHEDULES
+        layer.output_of(layer.layer_of(CELL, name))(params, x)
+        for name in layer.SCHEDULES
+        if layer.can_run(name)
     )
     assert np.abs(first).max() > 0
     for other in others:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moegen.backends.grouped.by_blocks import BLOCKS, RUNS
 from moegen.backends.grouped.common import GroupedKernel
+from moegen.backends.grouped.native import NATIVE
 from moegen.backends.grouped.pallas_gpu import PALLAS_GPU
 from moegen.backends.grouped.pallas_tpu import PALLAS_TPU
 from moegen.backends.grouped.ragged import RAGGED_DOT
@@ -11,7 +12,7 @@ from moegen.backends.source import Emitter, Template
 from moegen.ir.program import Op
 
 KERNELS: dict[str, GroupedKernel] = {
-    k.name: k for k in (BLOCKS, RUNS, RAGGED_DOT, PALLAS_TPU, PALLAS_GPU)
+    k.name: k for k in (BLOCKS, RUNS, NATIVE, RAGGED_DOT, PALLAS_TPU, PALLAS_GPU)
 }
 """By the name that select_kernels writes."""
 

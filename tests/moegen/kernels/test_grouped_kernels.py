@@ -1,15 +1,17 @@
 """Every kernel of grouped products against the products in float64, by one base of tests."""
 
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moegen.kernels.grouped_dot import blocks, ragged, runs
+from moegen.kernels.grouped_dot import blocks, native, ragged, runs
 from moegen.kernels.grouped_dot.pallas_tpu import grouped_dot_tpu
 from moegen.kernels.grouped_dot.pallas_tpu_gather import gathered_dot_tpu
 from moegen.kernels.grouped_dot.pallas_tpu_outer import grouped_outer_tpu, own_visits
 from moegen.ops.grouped import owner_mask
-from tests.moegen.kernels.grouped_base import DEPTH, EXPERTS, WIDTH, GroupedKernelTests, close
+from tests.moegen.kernels.grouped_base import DEPTH, EXPERTS, ROWS, WIDTH, GroupedKernelTests, close
 
 
 class TestReference(GroupedKernelTests):
@@ -54,6 +56,28 @@ class TestRuns(GroupedKernelTests):
     def outer(self, a, b, sizes):
         shape = (EXPERTS, DEPTH, WIDTH)
         return runs.grouped_outer_runs("nd,nf->df", a, b, sizes, self.unit, shape)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler to make the call with")
+class TestNative(GroupedKernelTests):
+    """Widths and depths that fill no vector, panel or part of one."""
+
+    unit = 1
+
+    def dot(self, rows, weights, sizes):
+        return native.grouped_dot_native(rows, weights, sizes)
+
+    def dot_transposed(self, rows, weights, sizes):
+        return native.grouped_dot_native(rows, weights, sizes, transposed=True)
+
+    def outer(self, a, b, sizes):
+        return native.grouped_outer_native(a, b, sizes)
+
+
+class TestNativeOfManyParts(TestNative):
+    """Depth and width of several parts and some columns more, rows of more than one chunk."""
+
+    rows, depth, width, unit = 3 * ROWS, 600, 1100, 3
 
 
 class TestRaggedDot(GroupedKernelTests):

@@ -1,0 +1,387 @@
+// Grouped products on a CPU that read weights, and write their gradients, where they are.
+//
+// Rows are sorted by expert. A unit of work is some columns of one expert's product. Part of the
+// right operand is packed into panels of 64 columns of float32, which stay in the second-level
+// cache, and multiplied with all rows of the expert; meanwhile the next part is fetched. What is
+// packed at once has 2 KB of each row in memory: with less, address translation takes the time.
+// Accumulation is in float32, threads are XLA's own. Needs GCC's vector extensions.
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+constexpr int kLanes = 16;                   // floats of a vector
+constexpr int kVectors = 4;                  // vectors of a panel's row
+constexpr int kColumns = kLanes * kVectors;  // columns of a panel
+constexpr int kRows = 6;                     // rows whose sums are in registers at once
+constexpr int kChunk = 96;                   // rows of the left operand that are copied at once
+constexpr int kLine = 64;                    // bytes of a cache line
+
+typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint32_t Words __attribute__((vector_size(64), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
+
+struct Bf16 {
+  uint16_t bits;
+};
+
+inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
+inline Floats load(const Bf16* from) {
+  const Halves halves = *reinterpret_cast<const Halves*>(from);
+  return (Floats)(__builtin_convertvector(halves, Words) << 16);
+}
+inline float load_one(const float* from) { return *from; }
+inline float load_one(const Bf16* from) {
+  const uint32_t word = uint32_t{from->bits} << 16;
+  float value;
+  std::memcpy(&value, &word, 4);
+  return value;
+}
+inline void store(float* to, Floats value) { *reinterpret_cast<Floats*>(to) = value; }
+inline void store(Bf16* to, Floats value) {  // to nearest, ties to even; a NaN stays one
+  const Words bits = (Words)value;
+  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Words nan = (Words)(value != value);
+  *reinterpret_cast<Halves*>(to) =
+      __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), Halves);
+}
+
+
+// What a tile fetches meanwhile: lines of memory, `1 << shift` of them from each of some rows.
+struct Fetch {
+  const char* data = nullptr;
+  int64_t step = 0;  // bytes from row to row
+  int shift = 0;
+  int64_t rows = 0;
+};
+
+// sum over k of a[r * row_step + k * k_step] times panel[k, 64], for R rows; added to `sums`
+// unless this is the first part of the depth, and written to `out` if it is the last.
+template <typename T, int R>
+void tile(const float* a, int64_t row_step, int64_t k_step, const float* panel, int64_t depth,
+          float* sums, int64_t sums_step, bool first, T* out, int64_t out_step, int columns,
+          const Fetch& fetch, int64_t line) {
+  Floats sum[R][kVectors] = {};
+  const bool fetching = (line >> fetch.shift) < fetch.rows;
+  const char* from = fetching ? fetch.data : reinterpret_cast<const char*>(panel);
+  const int64_t step = fetching ? fetch.step : 0, mask = (int64_t{1} << fetch.shift) - 1;
+  for (int64_t k = 0; k < depth; ++k) {
+    const int64_t l = line + k;
+    __builtin_prefetch(from + (l >> fetch.shift) * step + (l & mask) * kLine, 0, 2);
+    Floats b[kVectors];
+    for (int v = 0; v < kVectors; ++v) b[v] = load(panel + k * kColumns + v * kLanes);
+    for (int r = 0; r < R; ++r) {
+      const float left = a[r * row_step + k * k_step];
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += left * b[v];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    float* mine = sums + r * sums_step;
+    if (!first) {
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += load(mine + v * kLanes);
+    }
+    if (!out) {
+      for (int v = 0; v < kVectors; ++v) store(mine + v * kLanes, sum[r][v]);
+      continue;
+    }
+    T row[kColumns];
+    T* to = columns == kColumns ? out + r * out_step : row;
+    for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, sum[r][v]);
+    if (columns < kColumns) std::memcpy(out + r * out_step, row, columns * sizeof(T));
+  }
+}
+
+template <typename T>
+using Tile = void (*)(const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t, bool,
+                      T*, int64_t, int, const Fetch&, int64_t);
+template <typename T>
+constexpr Tile<T> kTiles[] = {tile<T, 1>, tile<T, 2>, tile<T, 3>,
+                              tile<T, 4>, tile<T, 5>, tile<T, 6>};
+
+// A matrix in memory, as it is stored or transposed.
+template <typename T>
+struct Matrix {
+  const T* data;
+  int64_t step;
+  bool transposed;
+  const T* at(int64_t row, int64_t column) const {
+    return transposed ? data + column * step + row : data + row * step + column;
+  }
+};
+
+// One of the steps that transpose 16 rows of 16: blocks of N change places across 2 N.
+template <int N>
+void swap_halves(Floats* rows) {
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & N) continue;
+    Words low, high;
+    for (int l = 0; l < kLanes; ++l) {
+      low[l] = l & N ? 16 + l - N : l;
+      high[l] = l & N ? 16 + l : l + N;
+    }
+    const Floats a = rows[i], b = rows[i + N];
+    rows[i] = __builtin_shuffle(a, b, low);
+    rows[i + N] = __builtin_shuffle(a, b, high);
+  }
+}
+
+template <typename T>
+void copy_line(const T* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
+  for (; i < count; ++i) to[i] = load_one(from + i);
+}
+
+// panels[width / 64][depth, 64] of a part of b, 0 past its width.
+template <typename T>
+void pack(Matrix<T> b, int64_t depth, int64_t width, float* panels) {
+  const int64_t whole = width / kColumns * kColumns, size = depth * kColumns;
+  if (whole < width) std::memset(panels + whole / kColumns * size, 0, size * sizeof(float));
+  if (!b.transposed) {
+    for (int64_t k = 0; k < depth; ++k) {
+      const T* from = b.at(k, 0);
+      for (int64_t c = 0; c < width; c += kColumns) {
+        copy_line(from + c, std::min<int64_t>(kColumns, width - c),
+                  panels + c / kColumns * size + k * kColumns);
+      }
+    }
+    return;
+  }
+  for (int64_t c = 0; c < width; c += kLanes) {
+    float* to = panels + c / kColumns * size + c % kColumns;
+    for (int64_t k = 0; k < depth; k += kLanes) {
+      if (c + kLanes <= width && k + kLanes <= depth) {
+        Floats rows[kLanes];
+        for (int i = 0; i < kLanes; ++i) rows[i] = load(b.at(k, c + i));
+        swap_halves<8>(rows), swap_halves<4>(rows), swap_halves<2>(rows), swap_halves<1>(rows);
+        for (int i = 0; i < kLanes; ++i) store(to + (k + i) * kColumns, rows[i]);
+      } else {
+        for (int64_t i = k; i < std::min(k + kLanes, depth); ++i) {
+          for (int64_t j = 0; j < std::min<int64_t>(kLanes, width - c); ++j) {
+            to[i * kColumns + j] = load_one(b.at(i, c + j));
+          }
+        }
+      }
+    }
+  }
+}
+
+// How much of the right operand is packed at once.
+struct Block {
+  int64_t depth, width;
+};
+
+// Columns `first` to `first + width` of out[rows, all] = a[rows, depth] b[depth, all].
+template <typename T>
+void multiply(Matrix<T> a, Matrix<T> b, int64_t rows, int64_t depth, int64_t all, int64_t first,
+              Block block, T* out, Fetch after) {
+  thread_local std::vector<float> panel_store, left_store, sums;
+  const int64_t width = std::min(block.width, all - first);
+  panel_store.resize(block.depth * (block.width + kColumns) + kLanes);
+  left_store.resize((block.depth + kLanes) * kChunk);
+  float* panels = panel_store.data();
+  panels += (kLine - reinterpret_cast<uintptr_t>(panels) % kLine) % kLine / sizeof(float);
+  float* left = left_store.data();
+  const int64_t sums_step = (block.width + kColumns - 1) / kColumns * kColumns;
+  if (depth > block.depth) sums.resize(rows * sums_step);
+  int64_t from_k = 0;
+  do {
+    const int64_t deep = std::min(block.depth, depth - from_k);
+    pack(Matrix<T>{b.at(from_k, first), b.step, b.transposed}, deep, width, panels);
+    const bool last = from_k + deep == depth;
+    Fetch fetch = after;
+    if (!last) fetch.data = reinterpret_cast<const char*>(b.at(from_k + deep, first));
+    int64_t line = 0;
+    for (int64_t at = 0; at < rows; at += kChunk) {
+      const int64_t chunk = std::min<int64_t>(kChunk, rows - at);
+      int64_t row_step, k_step;
+      if (a.transposed) {
+        row_step = 1, k_step = chunk;
+        for (int64_t k = 0; k < deep; ++k) {
+          copy_line(a.at(at, from_k + k), chunk, left + k * chunk);
+        }
+      } else {
+        row_step = deep + kLanes, k_step = 1;
+        for (int64_t r = 0; r < chunk; ++r) {
+          copy_line(a.at(at + r, from_k), deep, left + r * row_step);
+        }
+      }
+      const int64_t tiles = (chunk + kRows - 1) / kRows;
+      for (int64_t t = 0; t < tiles; ++t) {
+        const int64_t from = chunk * t / tiles, to = chunk * (t + 1) / tiles;
+        for (int64_t c = 0; c < width; c += kColumns, line += deep) {
+          kTiles<T>[to - from - 1](
+              left + from * row_step, row_step, k_step, panels + c * deep, deep,
+              sums.data() + (at + from) * sums_step + c, sums_step, from_k == 0,
+              last ? out + (at + from) * all + first + c : nullptr, all,
+              int(std::min<int64_t>(kColumns, width - c)), fetch, line);
+        }
+      }
+    }
+    from_k += deep;
+  } while (from_k < depth);
+}
+
+// Runs `unit(i, the one that is probably next)` for i < count on this thread and the pool's.
+template <typename F>
+void share(ffi::ThreadPool& pool, int64_t count, F unit) {
+  struct State {
+    std::atomic<int64_t> next{0}, done{0};
+    std::mutex mutex;
+    std::condition_variable all;
+  };
+  auto state = std::make_shared<State>();
+  auto work = [state, count, unit] {
+    for (int64_t i; (i = state->next.fetch_add(1)) < count;) {
+      unit(i, state->next.load(std::memory_order_relaxed));
+      if (state->done.fetch_add(1) + 1 == count) {
+        std::lock_guard<std::mutex> lock(state->mutex);
+        state->all.notify_all();
+      }
+    }
+  };
+  if (count == 0) return;
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  for (int64_t h = 0; h < helpers; ++h) pool.Schedule(std::function<void()>(work));
+  work();
+  std::unique_lock<std::mutex> lock(state->mutex);
+  state->all.wait(lock, [&] { return state->done.load() == count; });
+}
+
+// Where each expert's rows start, and where the last one's end; empty if sizes do not fit.
+std::vector<int64_t> starts_of(const ffi::Buffer<ffi::S32>& sizes, int64_t rows) {
+  std::vector<int64_t> starts{0};
+  for (size_t e = 0; e < sizes.element_count(); ++e) {
+    const int64_t size = sizes.typed_data()[e];
+    if (size < 0 || starts.back() + size > rows) return {};
+    starts.push_back(starts.back() + size);
+  }
+  return starts;
+}
+
+// Experts with rows, those with the most first: they are shared out evenly then.
+std::vector<int64_t> by_load(const std::vector<int64_t>& starts) {
+  std::vector<int64_t> experts;
+  const auto load = [&](int64_t e) { return starts[e + 1] - starts[e]; };
+  for (int64_t e = 0; e + 1 < int64_t(starts.size()); ++e) {
+    if (load(e)) experts.push_back(e);
+  }
+  std::stable_sort(experts.begin(), experts.end(),
+                   [&](int64_t a, int64_t b) { return load(a) > load(b); });
+  return experts;
+}
+
+template <typename T>
+void dot(ffi::ThreadPool& pool, const T* rows, const T* weights, const std::vector<int64_t>& starts,
+         int64_t count, int64_t depth, int64_t width, bool transposed, T* out) {
+  const int64_t piece = 2048 / sizeof(T);
+  const bool few = starts.back() < 128 * int64_t(starts.size() - 1);  // rows: packing takes longer
+  Block block = transposed ? Block{piece, 128} : few ? Block{128, piece} : Block{256, piece / 2};
+  const int64_t along = transposed ? block.depth : block.width;  // of what lies side by side
+  int shift = 0;
+  while ((int64_t{kLine} << shift) < along * int64_t(sizeof(T))) ++shift;
+  block = {std::min(block.depth, depth), std::min(block.width, width)};
+  const int64_t blocks = (width + block.width - 1) / block.width;
+  const std::vector<int64_t> experts = by_load(starts);
+  const int64_t units = experts.size() * blocks;
+  const auto weight = [=](int64_t e) {
+    return Matrix<T>{weights + e * depth * width, transposed ? depth : width, transposed};
+  };
+  share(pool, units, [=, &starts, &experts](int64_t unit, int64_t after) {
+    const int64_t e = experts[unit / blocks], first = unit % blocks * block.width;
+    const Matrix<T> b = weight(e);
+    Fetch fetch{nullptr, b.step * int64_t(sizeof(T)), shift, 0};
+    if (after < units) {
+      fetch.rows = transposed ? block.width : block.depth;
+      const T* next = weight(experts[after / blocks]).at(0, after % blocks * block.width);
+      fetch.data = reinterpret_cast<const char*>(next);
+    }
+    multiply<T>({rows + starts[e] * depth, depth, false}, b, starts[e + 1] - starts[e], depth,
+                width, first, block, out + starts[e] * width, fetch);
+  });
+  std::memset(out + starts.back() * width, 0, (count - starts.back()) * width * sizeof(T));
+}
+
+template <typename T>
+void outer(ffi::ThreadPool& pool, const T* a, const T* b, const std::vector<int64_t>& starts,
+           int64_t height, int64_t width, T* out) {
+  const int64_t experts = starts.size() - 1;
+  int64_t most = 1;
+  for (int64_t e = 0; e < experts; ++e) most = std::max(most, starts[e + 1] - starts[e]);
+  const int64_t fits = most <= 256 ? 512 : most <= 512 ? 256 : 128;
+  const Block block{most, std::min(fits, width)};
+  const int64_t blocks = (width + block.width - 1) / block.width;
+  share(pool, experts * blocks, [=, &starts](int64_t unit, int64_t) {
+    const int64_t e = unit / blocks, depth = starts[e + 1] - starts[e];
+    multiply<T>({a + starts[e] * height, height, true}, {b + starts[e] * width, width, false},
+                height, depth, width, unit % blocks * block.width, block, out + e * height * width,
+                Fetch{});
+  });
+}
+
+ffi::Error unfit() {
+  return ffi::Error::InvalidArgument(
+      "moegen: sizes of grouped rows must be 0 or more, and no more in all than there are rows");
+}
+
+template <typename T>
+const T* data(const ffi::AnyBuffer& buffer) {
+  return reinterpret_cast<const T*>(buffer.untyped_data());
+}
+
+ffi::Error grouped_dot(ffi::ThreadPool pool, ffi::AnyBuffer rows, ffi::AnyBuffer weights,
+                       ffi::Buffer<ffi::S32> sizes, bool transposed,
+                       ffi::Result<ffi::AnyBuffer> out) {
+  const int64_t count = rows.dimensions()[0], depth = rows.dimensions()[1];
+  const auto starts = starts_of(sizes, count);
+  if (starts.empty()) return unfit();
+  const auto run = [&](auto type) {
+    using T = decltype(type);
+    dot<T>(pool, data<T>(rows), data<T>(weights), starts, count, depth, out->dimensions()[1],
+           transposed, reinterpret_cast<T*>(out->untyped_data()));
+  };
+  rows.element_type() == ffi::BF16 ? run(Bf16{}) : run(float{});
+  return ffi::Error::Success();
+}
+
+ffi::Error grouped_outer(ffi::ThreadPool pool, ffi::AnyBuffer a, ffi::AnyBuffer b,
+                         ffi::Buffer<ffi::S32> sizes, ffi::Result<ffi::AnyBuffer> out) {
+  const auto starts = starts_of(sizes, a.dimensions()[0]);
+  if (starts.empty()) return unfit();
+  const auto run = [&](auto type) {
+    using T = decltype(type);
+    outer<T>(pool, data<T>(a), data<T>(b), starts, a.dimensions()[1], b.dimensions()[1],
+             reinterpret_cast<T*>(out->untyped_data()));
+  };
+  a.element_type() == ffi::BF16 ? run(Bf16{}) : run(float{});
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moegen_grouped_dot, grouped_dot,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Attr<bool>("transposed")
+                                  .Ret<ffi::AnyBuffer>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moegen_grouped_outer, grouped_outer,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>());

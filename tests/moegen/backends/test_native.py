@@ -1,0 +1,73 @@
+"""The custom call for CPUs in a whole layer: its numbers, and what is said where it cannot be."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import moegen as mg
+from moegen.errors import LoweringError
+from moegen.experts import mlp
+from moegen.kernels.grouped_dot import native
+from moegen.routers import noisy_top_k
+
+compiler = pytest.mark.skipif(
+    shutil.which("c++") is None, reason="no C++ compiler to make the call with"
+)
+
+
+def gradients(x, **schedule):
+    router = noisy_top_k.bind(k=2, noise_std=0.0, dropless=True)
+    layer = mg.compile(router, mlp, mg.Schedule(format="sorted", **schedule))
+    params = layer.init(jax.random.key(1), x, experts=3, hidden=40)
+
+    def loss(params, x):
+        return jnp.sum(jnp.cos(layer(params, x)[0].astype(jnp.float32)))
+
+    return layer.lower(params, x), jax.value_and_grad(loss, argnums=(0, 1))(params, x)
+
+
+@compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 5e-2)])
+def test_a_layer_and_its_gradients_are_those_of_runs(dtype, tolerance):
+    x = jax.random.normal(jax.random.key(0), (2, 24, 20), dtype)
+    lowered, found = gradients(x, kernel="native")
+    _, expected = gradients(x, kernel="runs")
+    source = lowered.source()
+    for name in ("grouped_dot_native", "grouped_outer_native"):
+        assert f"from moegen.kernels.grouped_dot.native import {name}\n" in source
+    assert source.count("= grouped_outer_native(") == 2
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        a, b = (np.asarray(v, np.float32) for v in (a, b))
+        np.testing.assert_allclose(a, b, atol=tolerance * max(1.0, np.abs(b).max()))
+
+
+@compiler
+def test_sizes_that_do_not_fit_the_rows_are_an_error():
+    weights, sizes = jnp.zeros((2, 4, 4)), jnp.asarray([3, 2], jnp.int32)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no more in all than there are rows"):
+        native.grouped_dot_native(jnp.zeros((4, 4)), weights, sizes).block_until_ready()
+
+
+def test_what_it_cannot_run_is_refused_with_the_reason():
+    x = jax.random.normal(jax.random.key(0), (1, 8, 4))
+    with pytest.raises(LoweringError, match="native cannot run it: it is for cpu, the target is"):
+        gradients(x, kernel="native", target="tpu_v5e")
+    with pytest.raises(LoweringError, match=r"native cannot run it: .* f16, it takes f32 or bf16"):
+        gradients(x.astype(jnp.float16), kernel="native")
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("no-such-compiler", "it needs a C++ compiler"),
+        ("false", "does not compile here: no reason"),
+    ],
+)
+def test_without_a_compiler_that_takes_it_there_is_a_reason(tmp_path, monkeypatch, command, reason):
+    monkeypatch.setenv("CXX", command)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert reason in native.obstacle.__wrapped__()
+    assert not list(tmp_path.rglob("*.so"))
