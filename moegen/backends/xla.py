@@ -21,7 +21,7 @@ from moegen.backends.source import Emitter, Template, aligned, dims_of
 from moegen.errors import LoweringError
 from moegen.ir.program import Op, Value
 from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, TOKEN, Tensor, placement_of
-from moegen.kernels import activations, exchanged_dot_tpu, parts
+from moegen.kernels import activations, exchanged_dot_tpu, few_rows, parts
 from moegen.kernels import ring as ring_kernels
 from moegen.kernels.grouped_dot import blocks
 from moegen.kernels.rows import exchange, gather
@@ -46,6 +46,7 @@ KERNEL_NAMES = frozenset(
         blocks,
         exchange,
         exchanged_dot_tpu,
+        few_rows,
         gather,
         parts,
         ring_kernels,
@@ -216,6 +217,9 @@ TEMPLATES["uniform"] = _draw("jax.random.uniform")
 @template("dot")
 def _dot(e: Emitter, op: Op) -> list[str]:
     a, b, *extra = op.inputs
+    if op.attr.get("kernel") == "weights_left":
+        product = f"{e.use(few_rows.dot_weights_left)}({e.name(a)}, {e.name(b)})"
+        return epilogue(e, op, product, tuple(extra))
     spec = einsum_spec(dims_of(a), dims_of(b), dims_of(op.results[0]))
     return epilogue(e, op, f'jnp.einsum("{spec}", {e.name(a)}, {e.name(b)})', tuple(extra))
 

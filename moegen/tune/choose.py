@@ -15,6 +15,7 @@ from moegen.passes.send_tokens import send_tokens
 from moegen.tune import exchanged
 from moegen.tune.chunks import seconds_saved
 from moegen.tune.cost import Cost, program_cost
+from moegen.tune.few_rows import weights_go_left
 from moegen.tune.grouped import GROUPED_CHOICES, GroupedChoice
 from moegen.tune.network import NETWORKS
 from moegen.tune.target import Target
@@ -179,7 +180,7 @@ def kernel_for(
         ragged = target.platform in RAGGED_PLATFORMS
         return KernelChoice("ragged_all_to_all" if ragged else "all_gather", source="target")
     if op.name not in ("grouped_dot", "gathered_dot", "grouped_outer"):
-        return KernelChoice("xla")
+        return KernelChoice("weights_left" if weights_go_left(op, sizes, target) else "xla")
     if kernel != "auto":
         return _asked_for(op, kernel, target, sizes, interpret)
     able = (n for n, c in GROUPED_CHOICES.items() if target.platform in c.platforms)
