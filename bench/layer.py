@@ -46,7 +46,7 @@ SCHEDULES = {
     "onehot": moegen.Schedule(format="onehot"),
     "slots": moegen.Schedule(format="slots"),
     "sorted": moegen.Schedule(format="sorted"),
-    "native": moegen.Schedule(format="sorted", kernel="native"),
+    "native": moegen.Schedule(format="sorted", kernel="native", block=1),
     "ragged_dot": moegen.Schedule(format="sorted", kernel="ragged_dot"),
 }
 MOST_BYTES = 2 << 30

@@ -5,6 +5,10 @@
 // cache, and multiplied with all rows of the expert; meanwhile the next part is fetched. What is
 // packed at once has 2 KB of each row in memory: with less, address translation takes the time.
 // Accumulation is in float32, threads are XLA's own. Needs GCC's vector extensions.
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -58,6 +62,21 @@ inline void store(Bf16* to, Floats value) {  // to nearest, ties to even; a NaN 
 }
 
 
+// Writes a result past the caches: its lines may lie in the other core's, and need not be read first.
+template <typename T>
+inline void write_through(T* to, const T* row, int columns) {
+#ifdef __AVX512F__
+  if (columns == kColumns && reinterpret_cast<uintptr_t>(to) % kLine == 0) {
+    auto* lines = reinterpret_cast<__m512i*>(to);
+    for (size_t l = 0; l < kColumns * sizeof(T) / kLine; ++l) {
+      _mm512_stream_si512(lines + l, _mm512_load_si512(reinterpret_cast<const __m512i*>(row) + l));
+    }
+    return;
+  }
+#endif
+  std::memcpy(to, row, columns * sizeof(T));
+}
+
 // What a tile fetches meanwhile: lines of memory, `1 << shift` of them from each of some rows.
 struct Fetch {
   const char* data = nullptr;
@@ -95,10 +114,9 @@ void tile(const float* a, int64_t row_step, int64_t k_step, const float* panel, 
       for (int v = 0; v < kVectors; ++v) store(mine + v * kLanes, sum[r][v]);
       continue;
     }
-    T row[kColumns];
-    T* to = columns == kColumns ? out + r * out_step : row;
-    for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, sum[r][v]);
-    if (columns < kColumns) std::memcpy(out + r * out_step, row, columns * sizeof(T));
+    alignas(kLine) T row[kColumns];
+    for (int v = 0; v < kVectors; ++v) store(row + v * kLanes, sum[r][v]);
+    write_through(out + r * out_step, row, columns);
   }
 }
 
@@ -233,7 +251,8 @@ void multiply(Matrix<T> a, Matrix<T> b, int64_t rows, int64_t depth, int64_t all
   } while (from_k < depth);
 }
 
-// Runs `unit(i, the one that is probably next)` for i < count on this thread and the pool's.
+// Runs `unit(i, its thread's next one)` for i < count on this thread and the pool's. A thread takes
+// its next unit early: what it fetches for it must not end up in the other core's cache.
 template <typename F>
 void share(ffi::ThreadPool& pool, int64_t count, F unit) {
   struct State {
@@ -243,8 +262,12 @@ void share(ffi::ThreadPool& pool, int64_t count, F unit) {
   };
   auto state = std::make_shared<State>();
   auto work = [state, count, unit] {
-    for (int64_t i; (i = state->next.fetch_add(1)) < count;) {
-      unit(i, state->next.load(std::memory_order_relaxed));
+    for (int64_t i = state->next.fetch_add(1), after; i < count; i = after) {
+      after = state->next.fetch_add(1);
+      unit(i, after);
+#ifdef __AVX512F__
+      _mm_sfence();
+#endif
       if (state->done.fetch_add(1) + 1 == count) {
         std::lock_guard<std::mutex> lock(state->mutex);
         state->all.notify_all();
