@@ -111,6 +111,11 @@ def _add_layer(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     parser.add_argument(
         "--exchange", default="auto", help="auto, blocks or ragged: sorted rows between devices"
     )
+    parser.add_argument(
+        "--overlap",
+        default="1",
+        help="chunks of an exchange, ring, inside or auto: slots on a mesh",
+    )
     parser.add_argument("--target", help="cpu, tpu_v5e, h100, ...; default: this machine")
     parser.add_argument(
         "--mesh",
@@ -217,6 +222,7 @@ def _lower(args: argparse.Namespace) -> Lowered:
         format=args.format,
         save=args.save,
         exchange=args.exchange,
+        overlap=int(args.overlap) if args.overlap.isdigit() else args.overlap,
         target=args.target,
         mesh=mesh,
     )

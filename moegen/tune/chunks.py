@@ -19,6 +19,9 @@ CHUNKS = (1, 2, 4, 8)
 """What "auto" chooses from."""
 LEAST_GAIN = 0.05
 """The share of the time that chunks must save."""
+WAITED_FOR = ("tpu",)
+"""Platforms whose compiler waits for every all_to_all, so that chunks of it save nothing: libtpu
+0.0.42.1, unless asked; it begins and ends permutes apart (docs/scaling.md)."""
 LEAST_SLOTS = 8
 """Slots of an expert in a chunk: fewer leave a tile's rows empty."""
 
@@ -107,7 +110,9 @@ def estimates(program: Program, target: Target) -> dict[int | str, float]:
     """Seconds of the part that is cut, for every way that is possible."""
     parts = overlapped(program, target)
     ways: dict[int | str, float] = {
-        n: parts.seconds(n) for n in CHUNKS if n == 1 or _fits(program, n)
+        n: parts.seconds(n)
+        for n in CHUNKS
+        if n == 1 or (_fits(program, n) and target.platform not in WAITED_FOR)
     }
     devices = ring_devices(program)
     if devices > 1 and NETWORKS[target.name].kind != "memory":

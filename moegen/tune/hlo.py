@@ -30,6 +30,8 @@ _OPCODE = re.compile(rf"\s({'|'.join(OPCODES)})(-start)?\(")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _ENDED = re.compile(r"\s[a-z-]+-(done|update)\(")
 """What ends an operation that was begun by another line, which counts."""
+_CONTEXT = re.compile(r"\bu32\[\](\{[^}]*\})?")
+"""What a start gives its end, beside operands and results."""
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
 _CALL = re.compile(r"\b(calls|body|condition|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -55,7 +57,7 @@ def collectives(text: str, mesh: Sequence[tuple[str, int]]) -> list[Collective]:
     lines = _computations(text)
     times = _times(text, lines)
     read = (
-        _collective(line, mesh, times[name])
+        _collective(line, mesh, times[name], body)
         for name, body in lines.items()
         if times.get(name)
         for line in body
@@ -103,7 +105,9 @@ def _times(text: str, lines: dict[str, list[str]]) -> dict[str, int]:
     return times
 
 
-def _collective(line: str, mesh: Sequence[tuple[str, int]], times: int) -> Collective | None:
+def _collective(
+    line: str, mesh: Sequence[tuple[str, int]], times: int, body: Sequence[str]
+) -> Collective | None:
     match = _OPCODE.search(line)
     if match is None:
         return None
@@ -112,14 +116,24 @@ def _collective(line: str, mesh: Sequence[tuple[str, int]], times: int) -> Colle
     devices = max((len(group) for group in groups), default=1)
     if devices == 1:
         return None
-    nbytes = _bytes(shapes)
-    if match[2] and kind in ("all_gather", "permute"):  # operands and results
+    nbytes = _bytes(_CONTEXT.sub("", shapes) if match[2] else shapes)
+    if match[1] == "ragged-all-to-all":
+        nbytes = min(nbytes, _first_operand_bytes(line[match.end() :], body) or nbytes)
+    elif match[2] and kind in ("all_gather", "permute", "all_to_all"):  # operands and results
         nbytes = nbytes // (1 + (devices if kind == "all_gather" else 1))
     elif kind == "all_gather":
         nbytes //= devices
     elif kind == "reduce_scatter":
         nbytes *= devices
     return Collective(kind, _axes(groups, mesh), devices, nbytes, times)
+
+
+def _first_operand_bytes(operands: str, body: Sequence[str]) -> int:
+    """Of ragged rows: where they arrive a list is as long as the worst case, where they are not."""
+    name = re.match(r"%?([\w.\-]+)", operands)
+    definition = re.compile(rf"^\s*(?:ROOT )?%?{re.escape(name[1])} = (\S+)") if name else None
+    found = (definition.match(line) for line in body) if definition else ()
+    return next((_bytes(match[1]) for match in found if match), 0)
 
 
 def _bytes(shapes: str) -> int:

@@ -222,7 +222,13 @@ def random_cases(draw: st.DrawFn) -> Case:
     form = draw(st.sampled_from(("slots", "onehot", "sorted")))
     exchange = draw(st.sampled_from(("blocks", "ragged")))
     crowded = draw(st.booleans())
-    return Case(mesh or {"data": 1}, form, router, sizes=sizes, crowded=crowded, exchange=exchange)
+    shared = mesh.get("expert", 1)
+    travels = form != "sorted" and shared > 1 and experts % shared == 0
+    overlap = draw(st.sampled_from((1, "ring"))) if travels else 1
+    return Case(
+        mesh or {"data": 1}, form, router, sizes=sizes, crowded=crowded, exchange=exchange,
+        overlap=overlap,
+    )  # fmt: skip
 
 
 def random_errors(count: int) -> dict[str, float]:
@@ -233,9 +239,8 @@ def random_errors(count: int) -> dict[str, float]:
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(random_cases())
     def collect(case: Case) -> None:
-        found[f"{dict(case.mesh)} {case.format} {case.exchange} {case.sizes} {case.crowded}"] = (
-            case.error()
-        )
+        ways = f"{case.format} {case.exchange} {case.overlap}"
+        found[f"{dict(case.mesh)} {ways} {case.sizes} {case.crowded}"] = case.error()
 
     collect()
     return found

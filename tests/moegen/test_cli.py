@@ -101,6 +101,7 @@ def test_check_points_at_the_line(tmp_path, capsys):
         (["print", "noisy_top_k", "--dims", "S=many"], '--dims: "S=many" is not NAME=SIZE'),
         (["print", "noisy_top_k", "--mesh", "data"], '--mesh: "data" is not NAME=SIZE'),
         (["print", "noisy_top_k", "--mesh", "data=0"], "has no devices"),
+        (["print", "noisy_top_k", "--overlap=rin"], "overlap='rin'; 1 chunk or more, \"ring\""),
         (["print", "noisy_top_k", "--mesh", "expert=3"], "E=4 has no 3 equal parts"),
         (["print", "noisy_top_k", "--format", "slot"], 'unknown (did you mean "slots"?)'),
         (["print", "noisy_top_k", "--target", "tpu_v9"], 'target "tpu_v9" is unknown'),

@@ -5,7 +5,7 @@ import pytest
 
 from moegen import Schedule, compile, experts, routers
 from moegen.errors import LoweringError, ScheduleError
-from moegen.tune.chunks import Overlapped, chunks_for, overlapped
+from moegen.tune.chunks import Overlapped, chunks_for, estimates, overlapped
 from moegen.tune.target import TARGETS
 from tests.moegen.programs import assert_same_meaning
 
@@ -108,11 +108,20 @@ def on_a_ring(k, devices=4, hidden=4096, target="tpu_v5e", **schedule):
     return layer.lower(x, key=jax.random.key(0), experts=2 * devices, hidden=hidden)
 
 
-@pytest.mark.parametrize("k, chosen", [(1, "all_to_all"), (8, "ring_permute")])
+@pytest.mark.parametrize(
+    "k, chosen",
+    [(1, "all_to_all"), (2, "all_to_all"), (4, "ring_permute"), (8, "ring_permute")],
+)
 def test_an_exchange_for_few_choices_and_a_ring_for_many(k, chosen):
     """Few rows take less time than reading the experts' weights once more for each device."""
     ops = {op.name for op in on_a_ring(k).stages["overlap"].ops}
     assert ops & {"all_to_all", "ring_permute"} == {chosen}
+
+
+def test_chunks_are_chosen_only_where_the_compiler_lets_them_overlap():
+    gpu = on_a_ring(8, devices=16, target="h100").stages["choose_format"]
+    assert chunks_for(gpu, "auto", TARGETS["h100"]) == 2
+    assert set(estimates(gpu, TARGETS["tpu_v5e"])) == {1, "ring"}
 
 
 def test_behind_a_switch_the_exchange_is_too_short_for_a_ring():

@@ -44,6 +44,12 @@ CASES = {
     "%x = f32[8]{0} collective-permute(%f), source_target_pairs={{0,1},{1,2},{2,3},{3,0}}": (
         Collective("permute", ("expert",), 2, 32)
     ),
+    "%x = ((bf16[8,4]{1,0}), bf16[8,4]{1,0:S(1)}, u32[]{:S(2)}, u32[]{:S(2)}) "
+    "all-to-all-start(%f), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}": Collective(
+        "all_to_all", ("expert",), 4, 64
+    ),
+    "%x = (f32[8]{0}, f32[8]{0}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%f), "
+    "source_target_pairs={{0,1},{1,2},{2,3},{3,0}}": Collective("permute", ("expert",), 2, 32),
     "%x = f32[8]{0} all-reduce(%f), replica_groups={}, to_apply=%add": Collective(
         "all_reduce", ("data", "expert"), 8, 32
     ),
@@ -68,6 +74,16 @@ def test_in_a_loop_and_under_way_while_others_run():
     found = of_lines(loop, under_way, "%d = bf16[8,4] async-done(%s), calls=%async_computation")
     assert found[0] == Collective("all_reduce", ("data",), 2, 256, 12)
     assert found[1:] == [Collective("all_to_all", ("expert",), 4, 64)]
+
+
+def test_ragged_rows_count_as_many_as_a_device_has_not_as_may_arrive():
+    rows, none = "%rows = bf16[128,64]{1,0} fusion(%a)", "%none = bf16[320,64]{1,0} broadcast(%z)"
+    groups = "replica_groups={{0,1,2,3},{4,5,6,7}}"
+    sent = f"%x = bf16[320,64]{{1,0}} ragged-all-to-all(%rows, %none, %i, %s, %o, %r), {groups}"
+    back = f"%y = bf16[128,64]{{1,0}} ragged-all-to-all(%x, %rows, %i, %s, %o, %r), {groups}"
+    wanted = Collective("all_to_all", ("expert",), 4, 128 * 64 * 2)
+    assert of_lines(rows, none, sent, back) == [wanted] * 2
+    assert of_lines(sent) == [Collective("all_to_all", ("expert",), 4, 320 * 64 * 2)]
 
 
 def test_what_moves_nothing_is_left_out():
