@@ -22,8 +22,10 @@ from bench.layer import build, choice_of, layer_of, output_of
 from bench.report import Row
 from bench.timing import Timing, compare
 from bench.workloads import DIRECTIONS, DTYPES, QUICK, ROUTINGS, WORKLOADS, Cell, cells, inputs
+from moegen.kernels.grouped_dot import native
 
-RIVALS = ("onehot", "ragged_dot", "tokamax", *torch_rivals.LAYERS)
+RIVALS = ("native", "onehot", "ragged_dot", "tokamax", *torch_rivals.LAYERS)
+"""`native` is no rival but the same layer with the custom call."""
 CAPACITY = 1.05
 """The capacity factor of `onehot`."""
 SLOW, SECONDS = 10.0, 0.2
@@ -69,9 +71,8 @@ def _cells(arguments: argparse.Namespace) -> Iterable[Cell]:
 
 def available(names: Iterable[str]) -> tuple[str, ...]:
     """The rivals that can run here; prints why others cannot."""
-    loaders = {"tokamax": rivals.tokamax_ragged_dot} | dict.fromkeys(
-        torch_rivals.LAYERS, torch_rivals.load
-    )
+    loaders = {"tokamax": rivals.tokamax_ragged_dot, "native": native.check}
+    loaders |= dict.fromkeys(torch_rivals.LAYERS, torch_rivals.load)
     found = []
     for name in names:
         try:
@@ -119,6 +120,9 @@ def _rival(
         run = torch_rivals.call(name, params, x, k, training=cell.direction == "training")
         note = f"PyTorch {torch_rivals.load().__version__}"
         return run, lambda t: Row(**vars(t), compile_seconds=0.0, temporary_mb=None, note=note)
+    if name == "native":
+        built = build(cell, output_of(layer_of(cell, name)), params, x)
+        return built.run, built.row
     if name == "onehot":
         capacity = math.ceil(cell.workload.tokens * k / cell.workload.experts * CAPACITY)
         function = partial(rivals.onehot, k=k, capacity=capacity)
@@ -138,16 +142,21 @@ def dropped(cell: Cell, params: Any, x: jax.Array, capacity: int) -> float:
 
 
 def verdict(results: dict[str, list[Row]]) -> str:
-    """In how many cells `auto` is the fastest, and where it is not."""
-    lost = [
-        f"{key} {row.name} {row.ratio:.2f}"
-        for key, rows in results.items()
-        for row in rows[1:]
-        if row.ratio < 1
-    ]
-    cells_lost = len({line.split()[0] for line in lost})
-    text = f"auto is the fastest in {len(results) - cells_lost} of {len(results)} cells"
-    return "\n".join([text, *(f"  faster: {line}" for line in lost)])
+    """In how many cells `auto`, and `native` if measured, beat all others, and where not."""
+    lines = []
+    for ours in ("auto", "native"):
+        own = {key: row.ratio for key, rows in results.items() for row in rows if row.name == ours}
+        lost = [
+            f"{key} {row.name} {row.ratio / own[key]:.2f}"
+            for key, rows in results.items()
+            for row in rows
+            if key in own and row.name not in ("auto", "native") and row.ratio < own[key]
+        ]
+        won = len(own) - len({line.split()[0] for line in lost})
+        if own:
+            lines.append(f"{ours} is the fastest in {won} of {len(own)} cells")
+            lines += [f"  faster: {line}" for line in lost]
+    return "\n".join(lines)
 
 
 def _seconds(call: Callable[[], Any]) -> float:

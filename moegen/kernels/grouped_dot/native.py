@@ -75,7 +75,7 @@ def grouped_dot_native(
 
     0 for rows that no expert has. f32 and bf16, accumulated in float32.
     """
-    _check()
+    check()
     shape = (rows.shape[0], weights.shape[1 if transposed else 2])
     made = jax.ShapeDtypeStruct(shape, rows.dtype)
     call = jax.ffi.ffi_call(TARGETS[0], made, vmap_method="sequential")
@@ -85,12 +85,13 @@ def grouped_dot_native(
 
 def grouped_outer_native(a: jax.Array, b: jax.Array, sizes: jax.Array) -> jax.Array:
     """Per expert, the sum over its rows of products of a[N, D] and b[N, F]: [E, D, F]."""
-    _check()
+    check()
     made = jax.ShapeDtypeStruct((sizes.shape[0], a.shape[1], b.shape[1]), a.dtype)
     out: jax.Array = jax.ffi.ffi_call(TARGETS[1], made, vmap_method="sequential")(a, b, sizes)
     return out
 
 
-def _check() -> None:
+def check() -> None:
+    """Raises RuntimeError with the reason if the custom call cannot be had here."""
     if reason := obstacle():
         raise RuntimeError(f'grouped products by kernel "native": {reason}')
