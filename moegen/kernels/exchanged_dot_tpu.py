@@ -152,6 +152,10 @@ def exchanged_dot_kernel(
             device_id=device_at(other, names, extents),
         )
 
+    def own_copy() -> Any:
+        """The copy of what stays on this device, which takes no link."""
+        return pltpu.make_async_copy(x.at[me], arrived.at[:, me], received.at[0])
+
     def load(number: Any) -> Any:
         """Brings a tile of rows of this distance's device in."""
         tall, slot = tiles.shape[1], number % 2
@@ -160,14 +164,16 @@ def exchanged_dot_kernel(
 
     @pl.when((distance == 0) & (tile == 0) & (column == 0))
     def _() -> None:
+        own_copy().start()
         meet(me, devices, names, extents)
-        jax.lax.fori_loop(0, devices, lambda by, _: copy(by).start(), None)
+        jax.lax.fori_loop(1, devices, lambda by, _: copy(by).start(), None)
 
     @pl.when(column == 0)
     def _() -> None:
         @pl.when(tile == 0)
         def _() -> None:
-            copy(distance).wait_recv()
+            pl.when(distance == 0)(lambda: own_copy().wait())
+            pl.when(distance > 0)(lambda: copy(distance).wait_recv())
             load(tile).start()
 
         pl.when(tile + 1 < count)(lambda: load(tile + 1).start())
@@ -181,7 +187,7 @@ def exchanged_dot_kernel(
 
     @pl.when((distance == devices - 1) & (tile == count - 1) & (column == pl.num_programs(3) - 1))
     def _() -> None:
-        jax.lax.fori_loop(0, devices, lambda by, _: copy(by).wait_send(), None)
+        jax.lax.fori_loop(1, devices, lambda by, _: copy(by).wait_send(), None)
 
 
 def meet(me: Any, devices: Any, names: tuple[str, ...], extents: tuple[int, ...]) -> None:
