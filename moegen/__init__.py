@@ -30,6 +30,7 @@ from moegen.dsl.functions import (
     concat,
     cumsum,
     cv2,
+    dequantize,
     dot,
     dropout,
     erf,
@@ -68,7 +69,8 @@ from moegen.dsl.functions import (
     uniform,
     where,
 )
-from moegen.dsl.specs import Key, bf16, bool_, f16, f32, floating, i32
+from moegen.dsl.quantized import quantized
+from moegen.dsl.specs import Key, bf16, bool_, f8e4m3, f16, f32, floating, i8, i32
 from moegen.runtime.layer import Layer, compile, no_recompile
 from moegen.runtime.measure import autotune
 from moegen.runtime.schedule import Schedule
@@ -94,17 +96,20 @@ __all__ = [
     "concat",
     "cumsum",
     "cv2",
+    "dequantize",
     "dot",
     "dropout",
     "erf",
     "errors",
     "exp",
     "expert",
+    "f8e4m3",
     "f16",
     "f32",
     "find",
     "floating",
     "gelu",
+    "i8",
     "i32",
     "iota",
     "kept",
@@ -121,6 +126,7 @@ __all__ = [
     "normal",
     "normal_cdf",
     "one_hot",
+    "quantized",
     "relu",
     "router",
     "rsqrt",

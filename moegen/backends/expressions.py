@@ -71,6 +71,7 @@ JNP_DTYPES = {
     "i8": "jnp.int8",
     "u8": "jnp.uint8",
     "u32": "jnp.uint32",
+    "f8e4m3": "jnp.float8_e4m3fn",
     "bool": "jnp.bool_",
 }
 

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from moegen.backends.expressions import epilogue, tensor_dtype
 from moegen.backends.grouped.common import own_sizes
-from moegen.backends.source import Emitter, aligned, dims_of
+from moegen.backends.source import Emitter, aligned, dims_of, widened
 from moegen.ir.program import Op, Value
 from moegen.ir.types import EXPERT
 from moegen.kernels.grouped_dot import runs
@@ -76,7 +76,8 @@ def _all_rows(e: Emitter, ops: Sequence[Op], made: list[Value], rows: list[Value
 def _dot(e: Emitter, op: Op) -> list[str]:
     rows, weights, _, *extra = op.inputs
     spec = einsum_spec(dims_of(rows), _own(weights), dims_of(op.results[0]))
-    product = f'jnp.einsum("{spec}", {e.name(rows)}, {e.name(weights)})'
+    w = widened(e.name(weights), weights, e.name(rows))
+    product = f'jnp.einsum("{spec}", {e.name(rows)}, {w})'
     return epilogue(e, op, product, tuple(extra))
 
 

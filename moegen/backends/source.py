@@ -14,7 +14,7 @@ from typing import Any
 
 from moegen.errors import LoweringError
 from moegen.ir.program import Literal, Op, Operand, Program, Value
-from moegen.ir.types import Tensor, placement_of
+from moegen.ir.types import NARROW, Tensor, placement_of
 
 _RESERVED = frozenset(
     [
@@ -220,6 +220,16 @@ def dims_of(value: Value) -> tuple[str, ...]:
     if not isinstance(value.type, Tensor):
         raise LoweringError(f"{value} is a {value.type}, not a tensor")
     return value.type.dims
+
+
+def is_narrow(value: Value) -> bool:
+    """Whether a value is stored as i8 or f8e4m3, as weights may be."""
+    return isinstance(value.type, Tensor) and value.type.dtype in NARROW
+
+
+def widened(text: str, value: Value, like: str) -> str:
+    """An operand of a product; in the dtype of the array `like` where its own is narrow."""
+    return f"{text}.astype({like}.dtype)" if is_narrow(value) else text
 
 
 def literal(value: Literal) -> str:

@@ -17,7 +17,7 @@ from moegen.backends.expressions import (
 )
 from moegen.backends.grouped import table
 from moegen.backends.grouped.common import experts_first, own_sizes
-from moegen.backends.source import Emitter, Template, aligned, dims_of
+from moegen.backends.source import Emitter, Template, aligned, dims_of, widened
 from moegen.errors import LoweringError
 from moegen.ir.program import Op, Value
 from moegen.ir.types import CAPACITY, CHOICE, EXPERT, GROUP, TOKEN, Tensor, placement_of
@@ -221,7 +221,8 @@ def _dot(e: Emitter, op: Op) -> list[str]:
         product = f"{e.use(few_rows.dot_weights_left)}({e.name(a)}, {e.name(b)})"
         return epilogue(e, op, product, tuple(extra))
     spec = einsum_spec(dims_of(a), dims_of(b), dims_of(op.results[0]))
-    return epilogue(e, op, f'jnp.einsum("{spec}", {e.name(a)}, {e.name(b)})', tuple(extra))
+    left, right = widened(e.name(a), a, e.name(b)), widened(e.name(b), b, e.name(a))
+    return epilogue(e, op, f'jnp.einsum("{spec}", {left}, {right})', tuple(extra))
 
 
 @template("grouped_sum")

@@ -48,7 +48,7 @@ class Declared:
     @property
     def location(self) -> Location:
         """Where the function is defined."""
-        code = self.fn.__code__
+        code = inspect.unwrap(self.fn).__code__
         return Location(code.co_filename, code.co_firstlineno, self.name)
 
     @property

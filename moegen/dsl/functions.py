@@ -71,6 +71,14 @@ def cast(x: Traced, dtype: str) -> Traced:
     return x if traced(x).dtype == dtype else emit("cast", x, dtype=dtype)
 
 
+def dequantize(codes: Traced, scale: Traced, dtype: str) -> Traced:
+    """Weights [D, F] of codes (i8 or f8e4m3) times their columns' scales [F], in a real dtype.
+
+    No array of them is made where their product can be scaled instead (`passes/fuse_scales`).
+    """
+    return cast(cast(codes, traced(scale).dtype) * scale, dtype)
+
+
 def dot(a: Traced, b: Traced, *, over: Dims) -> Traced:
     """Sum of products over dims that both have; other shared dims are batch dims.
 

@@ -63,7 +63,8 @@ class Dtype:
 floating = Dtype(None)
 """Any real dtype; the array that is given decides."""
 f32, bf16, f16 = Dtype("f32"), Dtype("bf16"), Dtype("f16")
-i32, bool_ = Dtype("i32"), Dtype("bool")
+i32, i8, bool_ = Dtype("i32"), Dtype("i8"), Dtype("bool")
+f8e4m3 = Dtype("f8e4m3")
 Key = KeySpec()
 
 

@@ -11,8 +11,21 @@ from moegen.ir.placement import WHOLE, Placement, placed_dim
 
 FLOATS = ("f64", "f32", "bf16", "f16")
 INTEGERS = ("i32", "i8", "u8", "u32")
-DTYPES = (*FLOATS, *INTEGERS, "bool")
-BYTES = {"f64": 8, "f32": 4, "i32": 4, "u32": 4, "bf16": 2, "f16": 2, "i8": 1, "u8": 1, "bool": 1}
+NARROW = ("i8", "f8e4m3")
+"""What weights may be stored as beside real numbers; f8e4m3 has no arithmetic of its own."""
+DTYPES = (*FLOATS, *INTEGERS, "f8e4m3", "bool")
+BYTES = {
+    "f64": 8,
+    "f32": 4,
+    "i32": 4,
+    "u32": 4,
+    "bf16": 2,
+    "f16": 2,
+    "i8": 1,
+    "u8": 1,
+    "f8e4m3": 1,
+    "bool": 1,
+}
 """Size of one element."""
 
 GROUP = "G"

@@ -18,7 +18,7 @@ from moegen.ir.dims import Dims
 from moegen.ir.locality import Locality, dims_of, locality, place_results
 from moegen.ir.program import Literal, Op, Value
 from moegen.ir.registry import Eval, OpDef, register
-from moegen.ir.types import EXPERT, Tensor, Type, placement_of
+from moegen.ir.types import EXPERT, NARROW, Tensor, Type, placement_of
 from moegen.ops.linalg import apply_epilogue, dot_dims, einsum_spec, with_epilogue
 from moegen.ops.named import align, dims_tuple, require_dims, tensor
 from moegen.ops.parts import GROUP_PARTS, PARTS, ROWS, with_splits, without
@@ -115,7 +115,8 @@ class GroupedOp(OpDef):
 class GroupedDot(GroupedOp):
     """`grouped_dot(rows, w, sizes, over="D")`: rows[N, D] times w[E, D, F] of each row's expert.
 
-    An operand of its epilogue may be per expert: each row reads its expert's.
+    An operand of its epilogue may be per expert: each row reads its expert's. Weights may be
+    narrow, i8 or f8e4m3: their numbers are converted to the dtype of the rows.
     """
 
     name = "grouped_dot"
@@ -141,7 +142,7 @@ class GroupedDot(GroupedOp):
         over = dims_tuple(attrs["over"])
         require_dims(rows, over)
         require_dims(w, over)
-        _check_same_dtype(rows, w)
+        _check_same_dtype(rows, rows if w.dtype in NARROW else w)
         _check_sizes(operands[2], **attrs)
         natural = tuple(d for d in dot_dims(rows, w, over) if d != EXPERT)
         acc = Tensor(rows.dtype, tuple(attrs.get("out", natural)))
@@ -162,7 +163,8 @@ class GroupedDot(GroupedOp):
         mask = _mask(env, sizes, rows.dtype)
         spread = jnp.einsum(einsum_spec(a, (ROWS, EXPERT), (*a, EXPERT)), rows, mask)
         acc = Tensor(types[0].dtype, tensor(env.op.results[0].type).dims)
-        product = jnp.einsum(einsum_spec((*a, EXPERT), b, acc.dims), spread, w)
+        wide = w.astype(rows.dtype)
+        product = jnp.einsum(einsum_spec((*a, EXPERT), b, acc.dims), spread, wide)
         copied = [
             _copied(array, type_, mask) if EXPERT in type_.dims else array
             for array, type_ in zip(extra, types[3:], strict=True)

@@ -13,9 +13,9 @@ from moegen.ir.dims import Dims
 from moegen.ir.locality import Locality, locality
 from moegen.ir.program import Literal, Op
 from moegen.ir.registry import Eval, OpDef, register
-from moegen.ir.types import Tensor, Type, cotangent_type
+from moegen.ir.types import FLOATS, NARROW, Tensor, Type, cotangent_type
 from moegen.ops.epilogue import infer_epilogue, run_epilogue
-from moegen.ops.named import dims_tuple, require_dims, tensor
+from moegen.ops.named import JAX_DTYPES, dims_tuple, require_dims, tensor
 
 
 def dot_dims(a: Tensor, b: Tensor, over: tuple[str, ...]) -> tuple[str, ...]:
@@ -52,12 +52,28 @@ def apply_epilogue(
     return run_epilogue(env.sizes, env.op.attr["epilogue"], product, acc, extra, types)
 
 
+def product_dtype(a: Tensor, b: Tensor) -> str:
+    """The dtype of a product: that of both operands, or of the other one where one is narrow.
+
+    Raises:
+      DtypeError: for any other two.
+    """
+    real = [t.dtype for t in (a, b) if t.dtype not in NARROW]
+    if len(set(real)) == 1 and real[0] in FLOATS:
+        return real[0]
+    raise DtypeError(
+        f"needs two tensors of one real dtype, got {a.dtype} and {b.dtype}",
+        fix=f'convert one side, for example mg.cast(b, "{a.dtype}")',
+    )
+
+
 @register
 class Dot(OpDef):
     """`dot(a, b, over="D")`: sum of products over dims that both operands have.
 
     Other shared dims are batch dims. `out` fixes the order of the result's dims. With an
     `epilogue`, further operands are c0, c1, ... of its expressions (see `ops/epilogue.py`).
+    One operand may be narrow, i8 or f8e4m3: its numbers are converted to the other's dtype.
     """
 
     name = "dot"
@@ -69,16 +85,12 @@ class Dot(OpDef):
         over = dims_tuple(attrs["over"])
         require_dims(a, over)
         require_dims(b, over)
-        if a.dtype != b.dtype or not a.is_float:
-            raise DtypeError(
-                f"needs two tensors of one real dtype, got {a.dtype} and {b.dtype}",
-                fix=f'convert one side, for example mg.cast(b, "{a.dtype}")',
-            )
+        dtype = product_dtype(a, b)
         natural = dot_dims(a, b, over)
         out = tuple(attrs.get("out", natural))
         if sorted(out) != sorted(natural):
             raise ShapeError(f"out={out} does not list the result's dims {natural}")
-        return with_epilogue(dims, Tensor(a.dtype, out), operands[2:], attrs)
+        return with_epilogue(dims, Tensor(dtype, out), operands[2:], attrs)
 
     def locality(self, operands: Sequence[Type | Literal], attrs: Mapping[str, Any]) -> Locality:
         over = dims_tuple(attrs["over"])
@@ -88,8 +100,9 @@ class Dot(OpDef):
 
     def evaluate(self, env: Eval, /, *arrays: Any, **attrs: Any) -> Any:
         a, b, *extra = (tensor(v.type) for v in env.op.inputs)
-        acc = Tensor(a.dtype, tensor(env.op.results[0].type).dims)
-        product = jnp.einsum(einsum_spec(a.dims, b.dims, acc.dims), *arrays[:2])
+        acc = Tensor(product_dtype(a, b), tensor(env.op.results[0].type).dims)
+        wide = [array.astype(JAX_DTYPES[acc.dtype]) for array in arrays[:2]]
+        product = jnp.einsum(einsum_spec(a.dims, b.dims, acc.dims), *wide)
         return apply_epilogue(env, product, acc, arrays[2:], extra)
 
     def derive(self, b: Builder, op: Op, *cotangents: Any) -> tuple[Any, ...]:

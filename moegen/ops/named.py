@@ -21,6 +21,7 @@ JAX_DTYPES: dict[str, Any] = {
     "i8": jnp.int8,
     "u8": jnp.uint8,
     "u32": jnp.uint32,
+    "f8e4m3": jnp.float8_e4m3fn,
     "bool": jnp.bool_,
 }
 _NAMES = {np.dtype(v): k for k, v in JAX_DTYPES.items()}
@@ -69,9 +70,11 @@ def require_dims(type_: Tensor, over: tuple[str, ...]) -> None:
 
 
 def require_numbers(type_: Tensor) -> None:
-    """Raises a DtypeError for bools, which have no arithmetic."""
-    if type_.dtype == "bool":
-        raise DtypeError(f"needs numbers, got {type_}", fix='convert first: mg.cast(x, "i32")')
+    """Raises a DtypeError for bools and f8e4m3, which have no arithmetic."""
+    fixes = {"bool": "i32", "f8e4m3": "f32"}
+    if type_.dtype in fixes:
+        fix = f'convert first: mg.cast(x, "{fixes[type_.dtype]}")'
+        raise DtypeError(f"needs numbers, got {type_}", fix=fix)
 
 
 def join_dims(*all_dims: tuple[str, ...]) -> tuple[str, ...]:

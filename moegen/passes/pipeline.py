@@ -14,6 +14,7 @@ from moegen.passes.exchange_inside import INSIDE, overlap_inside
 from moegen.passes.fuse import fuse
 from moegen.passes.fuse_copies import Reads, fuse_copies
 from moegen.passes.fuse_gathers import Inside, fuse_gathers
+from moegen.passes.fuse_scales import fuse_scales
 from moegen.passes.layout import Layout
 from moegen.passes.overlap import overlap
 from moegen.passes.overlap_ring import RING, overlap_ring
@@ -110,9 +111,14 @@ class _Run:
         self.step("send_tokens", lambda p: canonicalize(send_tokens(p)) if plan.tokens(p) else p)
         self.step("overlap", lambda p: _in_chunks(p, plan.chunks(p)))
         self.step("rematerialize", lambda p: rematerialize(p, plan.save))
-        self.step("fuse", lambda p: fuse_copies(fuse_gathers(fuse(p), plan.inside), plan.reads))
+        self.step("fuse", lambda p: _fused(p, plan))
         self.step("select_kernels", lambda p: select_kernels(p, plan.decide))
         return self.step("share_loops", lambda p: share_loops(p, plan.share))
+
+
+def _fused(program: Program, plan: Plan) -> Program:
+    gathered = fuse_gathers(fuse(fuse_scales(program)), plan.inside)
+    return fuse_copies(gathered, plan.reads)
 
 
 def _in_chunks(program: Program, chunks: int | str) -> Program:

@@ -76,6 +76,8 @@ SHAPES = (
         (("dtype", "float32"),),
     ),
     Shape("d-input", "dot", 8192, 4096, 1024, 8, (("transposed", True),)),
+    Shape("forward, i8 weights", "narrow", 8192, 1024, 4096, 8, (("stored", "int8"),)),
+    Shape("forward, f8 weights", "narrow", 8192, 1024, 4096, 8, (("stored", "float8_e4m3fn"),)),
     Shape("d-weight", "outer", 8192, 1024, 4096, 8),
     Shape("d-weight, f32, 768 x 1536", "outer", 8192, 768, 1536, 32, (("dtype", "float32"),)),
 )

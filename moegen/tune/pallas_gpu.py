@@ -34,6 +34,8 @@ def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
         return f"operands and result have {ranks} dims, it takes {wanted}"
     if types[0].dtype not in MULTIPLIED:
         return f"rows are {types[0].dtype}, it takes {' and '.join(MULTIPLIED)}"
+    if types[1].dtype != types[0].dtype:
+        return f"weights are {types[1].dtype}, it takes the dtype of the rows, {types[0].dtype}"
     if other := sorted({t.dtype for t in (*extra, *types[len(op.inputs) :])} - set(READ)):
         return f"an operand or result is {other[0]}, it takes {', '.join(READ)}"
     if any(EXPERT in t.dims for t in extra):

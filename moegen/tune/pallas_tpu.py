@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from moegen.ir.program import Op
-from moegen.ir.types import EXPERT, GROUP, TOKEN, Tensor
+from moegen.ir.types import EXPERT, GROUP, NARROW, TOKEN, Tensor
 from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, gathered_tile, outer_tile
 from moegen.ops.gathered import gather_before
 from moegen.ops.named import dims_tuple
@@ -30,7 +30,9 @@ def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
     wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
     if ranks != wanted:
         return f"operands and result have {ranks} dims, it takes {wanted}"
+    narrow = op.name == "grouped_dot" and types[1].dtype in NARROW
     floats = [t for t in types if t.dims != (EXPERT,) or t.is_float]
+    floats = [t for t in floats if not (narrow and t is types[1])]
     if other := sorted({t.dtype for t in floats} - DTYPES.keys()):
         return f"an operand or result is {other[0]}, it takes {' and '.join(DTYPES)}"
     text = " ".join(op.attr.get("epilogue", ()))
@@ -46,6 +48,8 @@ def _gather_obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
     product, x = gather_before(op)[1], op.inputs[0].type
     if reason := obstacle(product, sizes, target):
         return reason
+    if getattr(op.inputs[2].type, "dtype", "") in NARROW:
+        return "weights are narrow, and the product that converts them gathers no rows"
     if op.attr["block"] != 1:
         return f"an expert's rows are padded to {op.attr['block']}, and it gathers no rows of zeros"
     if sizes[GROUP] * sizes[TOKEN] % 2 and getattr(x, "dtype", "") == "bf16":

@@ -7,7 +7,7 @@ from typing import Any
 
 from moegen.backends.expressions import epilogue
 from moegen.backends.grouped.common import GroupedKernel, experts_first, own_sizes, without
-from moegen.backends.source import Emitter, aligned, dims_of
+from moegen.backends.source import Emitter, aligned, dims_of, widened
 from moegen.ir.program import Op
 from moegen.ir.types import EXPERT
 from moegen.kernels.grouped_dot import blocks, runs
@@ -19,7 +19,8 @@ def _dot(function: Callable[..., Any]) -> Callable[[Emitter, Op], list[str]]:
         rows, weights, sizes, *extra = op.inputs
         out = dims_of(op.results[0])
         spec = einsum_spec(dims_of(rows), without(dims_of(weights), EXPERT), out)
-        args = f"{e.name(rows)}, {experts_first(e, weights)}, {own_sizes(e, sizes)}"
+        w = widened(experts_first(e, weights), weights, e.name(rows))
+        args = f"{e.name(rows)}, {w}, {own_sizes(e, sizes)}"
         product = f'{e.use(function)}("{spec}", {args}, block={op.attr["block"]})'
         return epilogue(e, op, product, tuple(extra))
 

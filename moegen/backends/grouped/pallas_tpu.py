@@ -7,6 +7,7 @@ from moegen.kernels.grouped_dot import (
     heights,
     pallas_tpu,
     pallas_tpu_gather,
+    pallas_tpu_narrow,
     pallas_tpu_outer,
     visits,
     vmem,
@@ -16,6 +17,7 @@ PALLAS_TPU = pallas_kernel(
     "pallas_tpu",
     pallas_tpu.grouped_dot_tpu,
     pallas_tpu_outer.grouped_outer_tpu,
-    (pallas_tpu, pallas_tpu_gather, pallas_tpu_outer, heights, visits, vmem),
+    (pallas_tpu, pallas_tpu_gather, pallas_tpu_narrow, pallas_tpu_outer, heights, visits, vmem),
     gathered=pallas_tpu_gather.gathered_dot_tpu,
+    narrow=pallas_tpu_narrow.narrow_dot_tpu,
 )

@@ -74,6 +74,10 @@ class GroupedKernelTests:
         """Per expert, the sum over its rows of a[N, D] b[N, F]."""
         raise NotImplementedError
 
+    def weights(self, dtype):
+        """Of every expert, [E, D, F]; a kernel may take another dtype than that of its rows."""
+        return jnp.asarray(random(2, EXPERTS, self.depth, self.width), dtype)
+
     @classmethod
     @functools.cache
     def compiled(cls, name):
@@ -83,9 +87,12 @@ class GroupedKernelTests:
         dtype, scale = dtype or self.dtypes[0], self.rows // ROWS
         sizes = tuple(n * scale for n in sizes)
         x, y = random(0, self.rows, self.depth), random(1, self.rows, self.width)
-        w = random(2, EXPERTS, self.depth, self.width)
-        x, y, w = (np.asarray(jnp.asarray(v, dtype), np.float64) for v in (x, y, w))
-        given_x, given_y, given_w = (jnp.asarray(v, dtype) for v in (x, y, w))
+        given_x, given_y, given_w = (
+            jnp.asarray(x, dtype),
+            jnp.asarray(y, dtype),
+            self.weights(dtype),
+        )
+        x, y, w = (np.asarray(v, np.float64) for v in (given_x, given_y, given_w))
         counts = jnp.asarray(sizes, jnp.int32)
         forward = self.compiled("dot")(given_x, given_w, counts)
         back = self.compiled("dot_transposed")(given_y, given_w, counts)
@@ -119,12 +126,9 @@ class GroupedKernelTests:
         """The three products are each other's derivatives."""
         scale, dtype = self.rows // ROWS, self.dtypes[0]
         counts = [scale * n for n in (16, 0, 40, 8)]
-        shapes = [
-            (self.rows, self.depth),
-            (EXPERTS, self.depth, self.width),
-            (self.rows, self.width),
-        ]
-        x, w, y = (jnp.asarray(random(i, *s), dtype) for i, s in enumerate(shapes))
+        shapes = ((self.rows, self.depth), (self.rows, self.width))
+        x, y = (jnp.asarray(random(i, *s), dtype) for i, s in enumerate(shapes))
+        w = self.weights(dtype)
         owner = np.repeat(np.arange(EXPERTS + 1), (*counts, self.rows - sum(counts)))
         hot = jax.nn.one_hot(owner, EXPERTS, dtype=jnp.float32)
         wide = [a.astype(jnp.float32) for a in (x, w, y)]

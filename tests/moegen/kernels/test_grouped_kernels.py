@@ -9,6 +9,7 @@ import pytest
 from moegen.kernels.grouped_dot import blocks, native, ragged, runs
 from moegen.kernels.grouped_dot.pallas_tpu import grouped_dot_tpu
 from moegen.kernels.grouped_dot.pallas_tpu_gather import gathered_dot_tpu
+from moegen.kernels.grouped_dot.pallas_tpu_narrow import narrow_dot_tpu
 from moegen.kernels.grouped_dot.pallas_tpu_outer import grouped_outer_tpu, own_visits
 from moegen.ops.grouped import owner_mask
 from tests.moegen.kernels.grouped_base import DEPTH, EXPERTS, ROWS, WIDTH, GroupedKernelTests, close
@@ -108,6 +109,28 @@ class TestPallasTpu(GroupedKernelTests):
 
     def outer(self, a, b, sizes):
         return grouped_outer_tpu(a, b, sizes, tile=(DEPTH, WIDTH, 64, 32, 16), interpret=True)
+
+
+class TestPallasTpuNarrow(TestPallasTpu):
+    """The same with weights of i8, widened where they are another expert's than before."""
+
+    stored = jnp.int8
+
+    def weights(self, dtype):
+        codes = np.random.default_rng(2).normal(size=(EXPERTS, DEPTH, WIDTH)) * 40
+        return jnp.asarray(np.round(codes), jnp.float32).astype(self.stored)
+
+    def dot(self, rows, weights, sizes):
+        return narrow_dot_tpu(rows, weights, sizes, tile=(WIDTH, 64, 32, 16), interpret=True)
+
+    def dot_transposed(self, rows, weights, sizes):
+        return narrow_dot_tpu(
+            rows, weights, sizes, tile=(DEPTH, 64, 32, 16), transposed=True, interpret=True
+        )
+
+
+class TestPallasTpuNarrowFloat(TestPallasTpuNarrow):
+    stored = jnp.float8_e4m3fn
 
 
 class TestPallasTpuGather(GroupedKernelTests):

@@ -14,6 +14,7 @@ from moegen.passes.exchange_inside import overlap_inside
 from moegen.passes.fuse import fuse
 from moegen.passes.fuse_copies import fuse_copies
 from moegen.passes.fuse_gathers import fuse_gathers
+from moegen.passes.fuse_scales import fuse_scales
 from moegen.passes.layout import MeshAxes, make_layout
 from moegen.passes.overlap import overlap
 from moegen.passes.overlap_ring import overlap_ring
@@ -79,6 +80,8 @@ CASES = [  # one file is the result of a pass and the input of the next
     ("layer.sorted", fuse, "layer.sorted.fuse"),
     ("layer.sorted.fuse", lambda p: fuse_gathers(p, always), "layer.sorted.fuse_gathers"),
     ("layer.sorted.fuse_gathers", lambda p: fuse_copies(p, always), "layer.sorted.fuse_copies"),
+    ("quantized", fuse_scales, "quantized.fuse_scales"),
+    ("quantized.fuse_scales", fuse, "quantized.fuse"),
     ("layer.sorted.fuse", kernels("cpu"), "layer.sorted.select_kernels_cpu"),
     (
         "layer.sorted.select_kernels_cpu",

@@ -18,6 +18,12 @@ JOBS = [
     Job("gate", CASES + "dot", {**SMALL, "tile": [200, 64, 32], "epilogue": "gate"}),
     Job("d-input", CASES + "dot", {**SMALL, "tile": [200, 64, 32], "transposed": True}),
     Job("f32", CASES + "dot", {**SMALL, "tile": [200, 64, 32], "dtype": "float32"}),
+    Job("i8", CASES + "narrow", {**SMALL, "tile": [200, 64, 32], "stored": "int8"}),
+    Job(
+        "f8, d-input",
+        CASES + "narrow",
+        {**SMALL, "tile": [200, 64, 32], "stored": "float8_e4m3fn", "transposed": True},
+    ),
     Job("d-weight", CASES + "outer", {**SMALL, "tile": [100, 200, 64, 32]}),
     Job("exchanged", CASES + "exchanged", {**SLOTS, "transposed": True}),
     Job(
