@@ -29,7 +29,7 @@ ENVIRONMENT = {
 }
 """Devices, and a thread for each that waits: XLA takes no more threads than there are cores."""
 INTERPRETED = pltpu.InterpretParams(detect_races=True)
-EXPERTS, GROUPS, SLOTS, DEPTH, WIDTH = 8, 8, 32, 128, 256
+EXPERTS, GROUPS, SLOTS, DEPTH, WIDTH = 8, 8, 32, 128, 192
 
 
 def mesh_of(sizes: dict[str, int]) -> jax.sharding.Mesh:

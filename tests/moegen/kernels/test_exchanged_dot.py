@@ -28,7 +28,7 @@ def run(*options):
     command = [sys.executable, "-W", "error", "-m", "tests.moegen.kernels.exchanged", *options]
     return subprocess.run(
         command, cwd=ROOT, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True,
-        timeout=300, check=False,
+        timeout=600, check=False,
     )  # fmt: skip
 
 
