@@ -178,7 +178,7 @@ CASES = {
         {"data": 2, "expert": 2, "model": 2}, overlap=2, nightly=True
     ),
     "buffers in four chunks, weights fully sharded, little kept": Case(
-        {"fsdp": 2, "expert": 4}, format="onehot", overlap=4, save="least"
+        {"fsdp": 2, "expert": 4}, format="onehot", overlap=4, save="least", nightly=True
     ),
     "random numbers within experts, in chunks": Case(
         {"data": 2, "expert": 2, "model": 2}, expert=dropped_out, sizes=(4, 5, 2, 4), overlap=2
