@@ -16,6 +16,7 @@ from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, outer_tile, widths
 from moegen.tune.pallas_tpu import vmem_for
 from moegen.tune.product import SKEW, Product, loads
 from moegen.tune.target import TARGETS
+from moegen.tune.tiles import shipped
 from moegen.tune.tpu_compiler import Compilation, Job, compile_for
 from moegen.tune.tpu_cycles import (
     CASES,
@@ -32,6 +33,8 @@ FLOPS_PER_CYCLE = {"tpu_v5e": 131072, "tpu_v6e": 524288}
 """Of the MXUs in bf16: four of 128 x 128, two of 256 x 256, a multiply and an add in each cell."""
 MEGABLOX = ((512, 1024), (256, 1024), (128, 1024), (256, 2048), (128, 2048))
 """Rows of megablox's tiles that are tried, and columns of the weights where they are 1024 deep."""
+FEWEST = 60
+"""Rows that an MXU multiplies in the time it takes to load 128 x 128 weights (docs/kernels.md)."""
 Shape = tuple[int, int, int, int]
 """Rows, width of a token, hidden width, experts."""
 ISSUE = ((8192, 1024, 4096, 8), (8192, 1024, 4096, 32))
@@ -100,14 +103,21 @@ def cases(shape: Shape, target: str, products: tuple[str, ...]) -> Iterator[Case
     vmem, bf16 = vmem_for(TARGETS[target]), "bfloat16"
     for name in products:
         if name == "drhs":
+            summed = Product("outer", rows, narrow, wide, experts, (bf16,))
             tile = outer_tile(rows, narrow, wide, experts, bf16, vmem)
-            yield Case(name, Product("outer", rows, narrow, wide, experts, (bf16,)), tile)
+            yield Case(name, summed, tuned(summed, target) or tile)
             continue
         turned = name == "dlhs"
         depth, width = (wide, narrow) if turned else (narrow, wide)
         made = Product("dot", rows, depth, width, experts, (bf16, bf16), transposed=turned)
         tile = dot_tile(rows, depth, width, experts, made.dtypes, vmem, turned)
-        yield Case(name, made, tile)
+        yield Case(name, made, tuned(made, target) or tile)
+
+
+def tuned(product: Product, target: str) -> tuple[int, ...]:
+    """The tile of the table that comes with moegen; empty if it has none."""
+    found, _ = shipped().find(product, TARGETS[target], "")
+    return found.tile if found else ()
 
 
 def routings(shape: Shape) -> dict[str, np.ndarray]:
@@ -142,7 +152,7 @@ def table(shape: Shape, target: str, todo: tuple[Case, ...]) -> str:
         f"{rows} rows, {narrow} x {wide}, {experts} experts, bf16, {target}{held}: "
         f"the MXUs need {bound:.0f} cycles, XLA's dense product is at {bound / plain['dense']:.3f}",
         f"{'product':<9} {'sizes':<9}{'moegen':>7}{'cycles':>9}{'tile':>15}"
-        f"{'megablox':>10}{'cycles':>9}{'tile':>11}",
+        f"{'ceiling':>9}{'megablox':>10}{'cycles':>9}{'tile':>11}",
     ]
     for case in todo:
         found = {n: steps[f"{case.name}/{n}"] for n in case.blocks()}
@@ -166,11 +176,25 @@ def _line(
     """Our kernel with the listing of its visits, and megablox at the tile that is its best here."""
     cycles = product_cycles(case.product, case.tile, steps["ours"], sizes) + listing
     text = f"{case.name:<9} {routing:<9}{bound / cycles:>7.3f}{cycles:>9.0f}{case.label:>15}"
+    text += f"{ceiling(sizes, case.product.kind == 'outer'):>9.3f}"
     others = [(_whole(case.product, n, s, sizes), n) for n, s in steps.items() if n != "ours"]
     if not others:
         return text
     best, label = min(others)
     return text + f"{bound / best:>10.3f}{best:>9.0f}{label:>11}"
+
+
+def ceiling(sizes: np.ndarray, outer: bool) -> float:
+    """The fraction of the MXUs' bound that no kernel of these sizes passes on a v5e.
+
+    An expert's rows start in a register of 16 that may be shared. Multiplied by weights they take
+    as long as 60 at least, the time to load the weights, and as long as all rows of their
+    registers; summed over, as long as a multiple of 128. Neither steps nor visits are in it.
+    """
+    grain, least = (128, 0) if outer else (16, FEWEST)
+    lead = (np.cumsum(sizes) - sizes) % 16
+    taken = np.maximum(-(-(sizes + lead) // grain) * grain, least)
+    return float(sizes.sum() / taken[sizes > 0].sum())
 
 
 def _whole(product: Product, label: str, steps: Steps, sizes: np.ndarray) -> float:

@@ -1,11 +1,19 @@
 """The table of cycles: what is compiled for it, and what a case's cycles are summed over."""
 
+import numpy as np
 import pytest
 
 from bench import tpu_kernels
 from bench.__main__ import main
 from bench.tpu_kernels import HELD_OUT, ISSUE, PRODUCTS
 from moegen.tune.tpu_compiler import Compilation
+
+
+def test_a_ceiling_by_hand():
+    """Rows 0..100 and 100..110: 7 registers, and one that takes as long as 60; summed, 128 each."""
+    sizes = np.array([100, 10, 0])
+    assert tpu_kernels.ceiling(sizes, False) == 110 / (112 + 60)
+    assert tpu_kernels.ceiling(sizes, True) == 110 / 256
 
 
 def test_megablox_computes_a_shared_tile_for_each():
@@ -39,9 +47,9 @@ def test_a_table_of_steps_that_cost_a_cycle_a_row(monkeypatch):
     balanced, skewed = (line.split()[2:] for line in lines[2:4])
     blocks, listing = 4096 // 1024, 8192
     assert int(balanced[1]) == blocks * 8192 + listing
-    assert balanced[2:] == ["1024x1024", f"{524288 / 16384:.3f}", "16384", "128x2048"]
+    assert balanced[2:] == ["1024x1024", "1.000", f"{524288 / 16384:.3f}", "16384", "128x2048"]
     assert blocks * 8192 < int(skewed[1]) - listing < 1.1 * blocks * 8192
-    assert int(skewed[4]) == 2 * 128 * (64 + 7)  # every border is inside a tile of 128
+    assert int(skewed[5]) == 2 * 128 * (64 + 7)  # every border is inside a tile of 128
 
 
 def test_a_target_without_an_estimate(capsys):
