@@ -48,9 +48,9 @@ def run(given: Given) -> int:
 
 def _show(trained: Trained, prediction: Prediction, top: int) -> None:
     order = np.argsort(-prediction.probabilities, kind="stable")[:top]
-    wide = max(len(class_name(trained.class_names, int(label))) for label in order)
-    for label in order:
-        name = class_name(trained.class_names, int(label)).ljust(wide)
-        print(f"  {name}  {prediction.probabilities[label]:7.2%}")
+    names = [class_name(trained.class_names, int(label)) for label in order]
+    wide = max(map(len, names))
+    for name, label in zip(names, order, strict=True):
+        print(f"  {name.ljust(wide)}  {prediction.probabilities[label]:7.2%}")
     for line in text_grid(trained, prediction):
         print(line)
