@@ -1,14 +1,10 @@
 // Grouped products on a CPU that read weights, and write their gradients, where they are.
 //
 // Rows are sorted by expert. A unit of work is some columns of one expert's product. Part of the
-// right operand is packed into panels of 64 columns of float32, which stay in the second-level
+// right operand is packed into panels of 64 columns (native_panels.h), which stay in the second-level
 // cache, and multiplied with all rows of the expert; meanwhile the next part is fetched. What is
 // packed at once has 2 KB of each row in memory: with less, address translation takes the time.
 // Accumulation is in float32, threads are XLA's own. Needs GCC's vector extensions.
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -19,63 +15,17 @@
 #include <mutex>
 #include <vector>
 
+#include "native_panels.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
 namespace {
 
-constexpr int kLanes = 16;                   // floats of a vector
-constexpr int kVectors = 4;                  // vectors of a panel's row
-constexpr int kColumns = kLanes * kVectors;  // columns of a panel
-constexpr int kRows = 6;                     // rows whose sums are in registers at once
-constexpr int kChunk = 96;                   // rows of the left operand that are copied at once
-constexpr int kLine = 64;                    // bytes of a cache line
+using namespace moegen;
 
-typedef float Floats __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t Words __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint16_t Halves __attribute__((vector_size(32), aligned(2), may_alias));
-
-struct Bf16 {
-  uint16_t bits;
-};
-
-inline Floats load(const float* from) { return *reinterpret_cast<const Floats*>(from); }
-inline Floats load(const Bf16* from) {
-  const Halves halves = *reinterpret_cast<const Halves*>(from);
-  return (Floats)(__builtin_convertvector(halves, Words) << 16);
-}
-inline float load_one(const float* from) { return *from; }
-inline float load_one(const Bf16* from) {
-  const uint32_t word = uint32_t{from->bits} << 16;
-  float value;
-  std::memcpy(&value, &word, 4);
-  return value;
-}
-inline void store(float* to, Floats value) { *reinterpret_cast<Floats*>(to) = value; }
-inline void store(Bf16* to, Floats value) {  // to nearest, ties to even; a NaN stays one
-  const Words bits = (Words)value;
-  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Words nan = (Words)(value != value);
-  *reinterpret_cast<Halves*>(to) =
-      __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), Halves);
-}
-
-
-// Writes a result past the caches: its lines may lie in the other core's, and need not be read first.
-template <typename T>
-inline void write_through(T* to, const T* row, int columns) {
-#ifdef __AVX512F__
-  if (columns == kColumns && reinterpret_cast<uintptr_t>(to) % kLine == 0) {
-    auto* lines = reinterpret_cast<__m512i*>(to);
-    for (size_t l = 0; l < kColumns * sizeof(T) / kLine; ++l) {
-      _mm512_stream_si512(lines + l, _mm512_load_si512(reinterpret_cast<const __m512i*>(row) + l));
-    }
-    return;
-  }
-#endif
-  std::memcpy(to, row, columns * sizeof(T));
-}
+constexpr int kRows = 6;    // rows whose sums are in registers at once
+constexpr int kChunk = 96;  // rows of the left operand that are copied at once
 
 // What a tile fetches meanwhile: lines of memory, `1 << shift` of them from each of some rows.
 struct Fetch {
@@ -85,24 +35,24 @@ struct Fetch {
   int64_t rows = 0;
 };
 
-// sum over k of a[r * row_step + k * k_step] times panel[k, 64], for R rows; added to `sums`
-// unless this is the first part of the depth, and written to `out` if it is the last.
+// sum over words k of a[r * row_step + k * k_step] times panel[k, 64], for R rows; added to
+// `sums` unless this is the first part of the depth, and written to `out` if it is the last.
 template <typename T, int R>
-void tile(const float* a, int64_t row_step, int64_t k_step, const float* panel, int64_t depth,
+void tile(const float* a, int64_t row_step, int64_t k_step, const float* panel, int64_t words,
           float* sums, int64_t sums_step, bool first, T* out, int64_t out_step, int columns,
           const Fetch& fetch, int64_t line) {
   Floats sum[R][kVectors] = {};
   const bool fetching = (line >> fetch.shift) < fetch.rows;
   const char* from = fetching ? fetch.data : reinterpret_cast<const char*>(panel);
   const int64_t step = fetching ? fetch.step : 0, mask = (int64_t{1} << fetch.shift) - 1;
-  for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < words; ++k) {
     const int64_t l = line + k;
     __builtin_prefetch(from + (l >> fetch.shift) * step + (l & mask) * kLine, 0, 2);
     Floats b[kVectors];
     for (int v = 0; v < kVectors; ++v) b[v] = load(panel + k * kColumns + v * kLanes);
     for (int r = 0; r < R; ++r) {
       const float left = a[r * row_step + k * k_step];
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += left * b[v];
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = add_product<T>(sum[r][v], left, b[v]);
     }
   }
   for (int r = 0; r < R; ++r) {
@@ -127,74 +77,6 @@ template <typename T>
 constexpr Tile<T> kTiles[] = {tile<T, 1>, tile<T, 2>, tile<T, 3>,
                               tile<T, 4>, tile<T, 5>, tile<T, 6>};
 
-// A matrix in memory, as it is stored or transposed.
-template <typename T>
-struct Matrix {
-  const T* data;
-  int64_t step;
-  bool transposed;
-  const T* at(int64_t row, int64_t column) const {
-    return transposed ? data + column * step + row : data + row * step + column;
-  }
-};
-
-// One of the steps that transpose 16 rows of 16: blocks of N change places across 2 N.
-template <int N>
-void swap_halves(Floats* rows) {
-  for (int i = 0; i < kLanes; ++i) {
-    if (i & N) continue;
-    Words low, high;
-    for (int l = 0; l < kLanes; ++l) {
-      low[l] = l & N ? 16 + l - N : l;
-      high[l] = l & N ? 16 + l : l + N;
-    }
-    const Floats a = rows[i], b = rows[i + N];
-    rows[i] = __builtin_shuffle(a, b, low);
-    rows[i + N] = __builtin_shuffle(a, b, high);
-  }
-}
-
-template <typename T>
-void copy_line(const T* from, int64_t count, float* to) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
-  for (; i < count; ++i) to[i] = load_one(from + i);
-}
-
-// panels[width / 64][depth, 64] of a part of b, 0 past its width.
-template <typename T>
-void pack(Matrix<T> b, int64_t depth, int64_t width, float* panels) {
-  const int64_t whole = width / kColumns * kColumns, size = depth * kColumns;
-  if (whole < width) std::memset(panels + whole / kColumns * size, 0, size * sizeof(float));
-  if (!b.transposed) {
-    for (int64_t k = 0; k < depth; ++k) {
-      const T* from = b.at(k, 0);
-      for (int64_t c = 0; c < width; c += kColumns) {
-        copy_line(from + c, std::min<int64_t>(kColumns, width - c),
-                  panels + c / kColumns * size + k * kColumns);
-      }
-    }
-    return;
-  }
-  for (int64_t c = 0; c < width; c += kLanes) {
-    float* to = panels + c / kColumns * size + c % kColumns;
-    for (int64_t k = 0; k < depth; k += kLanes) {
-      if (c + kLanes <= width && k + kLanes <= depth) {
-        Floats rows[kLanes];
-        for (int i = 0; i < kLanes; ++i) rows[i] = load(b.at(k, c + i));
-        swap_halves<8>(rows), swap_halves<4>(rows), swap_halves<2>(rows), swap_halves<1>(rows);
-        for (int i = 0; i < kLanes; ++i) store(to + (k + i) * kColumns, rows[i]);
-      } else {
-        for (int64_t i = k; i < std::min(k + kLanes, depth); ++i) {
-          for (int64_t j = 0; j < std::min<int64_t>(kLanes, width - c); ++j) {
-            to[i * kColumns + j] = load_one(b.at(i, c + j));
-          }
-        }
-      }
-    }
-  }
-}
-
 // How much of the right operand is packed at once.
 struct Block {
   int64_t depth, width;
@@ -204,6 +86,7 @@ struct Block {
 template <typename T>
 void multiply(Matrix<T> a, Matrix<T> b, int64_t rows, int64_t depth, int64_t all, int64_t first,
               Block block, T* out, Fetch after) {
+  constexpr int kStep = kPerWord<T>;
   thread_local std::vector<float> panel_store, left_store, sums;
   const int64_t width = std::min(block.width, all - first);
   panel_store.resize(block.depth * (block.width + kColumns) + kLanes);
@@ -215,7 +98,7 @@ void multiply(Matrix<T> a, Matrix<T> b, int64_t rows, int64_t depth, int64_t all
   if (depth > block.depth) sums.resize(rows * sums_step);
   int64_t from_k = 0;
   do {
-    const int64_t deep = std::min(block.depth, depth - from_k);
+    const int64_t deep = std::min(block.depth, depth - from_k), high = words<T>(deep);
     pack(Matrix<T>{b.at(from_k, first), b.step, b.transposed}, deep, width, panels);
     const bool last = from_k + deep == depth;
     Fetch fetch = after;
@@ -226,21 +109,21 @@ void multiply(Matrix<T> a, Matrix<T> b, int64_t rows, int64_t depth, int64_t all
       int64_t row_step, k_step;
       if (a.transposed) {
         row_step = 1, k_step = chunk;
-        for (int64_t k = 0; k < deep; ++k) {
-          copy_line(a.at(at, from_k + k), chunk, left + k * chunk);
+        for (int64_t k = 0; k < deep; k += kStep) {
+          copy_across(a.at(at, from_k + k), a.step, deep - k, chunk, left + k / kStep * chunk);
         }
       } else {
-        row_step = deep + kLanes, k_step = 1;
+        row_step = high + kLanes, k_step = 1;
         for (int64_t r = 0; r < chunk; ++r) {
-          copy_line(a.at(at + r, from_k), deep, left + r * row_step);
+          copy_along(a.at(at + r, from_k), deep, left + r * row_step);
         }
       }
       const int64_t tiles = (chunk + kRows - 1) / kRows;
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t from = chunk * t / tiles, to = chunk * (t + 1) / tiles;
-        for (int64_t c = 0; c < width; c += kColumns, line += deep) {
+        for (int64_t c = 0; c < width; c += kColumns, line += high) {
           kTiles<T>[to - from - 1](
-              left + from * row_step, row_step, k_step, panels + c * deep, deep,
+              left + from * row_step, row_step, k_step, panels + c * high, high,
               sums.data() + (at + from) * sums_step + c, sums_step, from_k == 0,
               last ? out + (at + from) * all + first + c : nullptr, all,
               int(std::min<int64_t>(kColumns, width - c)), fetch, line);

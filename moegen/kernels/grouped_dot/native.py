@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 from jaxlib import version
 
-SOURCE = Path(__file__).with_name("native.cc")
+SOURCES = tuple(Path(__file__).with_name(n) for n in ("native.cc", "native_panels.h"))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-shared", "-w")
 TARGETS = ("moegen_grouped_dot", "moegen_grouped_outer")
 
@@ -46,14 +46,15 @@ def compiled() -> Path:
       subprocess.CalledProcessError: if the compiler refuses it.
     """
     command = [*shlex.split(os.environ.get("CXX", "c++")), *FLAGS, f"-I{jax.ffi.include_dir()}"]
-    key = "\n".join([SOURCE.read_text(), version.__version__, *command, processor()])
+    texts = [source.read_text() for source in SOURCES]
+    key = "\n".join([*texts, version.__version__, *command, processor()])
     name = f"grouped-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moegen" / name
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
             made = Path(folder) / name
-            whole = [*command, str(SOURCE), "-o", str(made)]
+            whole = [*command, str(SOURCES[0]), "-o", str(made)]
             subprocess.run(whole, check=True, capture_output=True, text=True)
             made.replace(cache)
     return cache

@@ -1,7 +1,11 @@
 """Every kernel of grouped products against the products in float64, by one base of tests."""
 
+import ctypes
+import functools
 import shutil
+from contextlib import contextmanager
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -76,9 +80,44 @@ class TestNative(GroupedKernelTests):
 
 
 class TestNativeOfManyParts(TestNative):
-    """Depth and width of several parts and some columns more, rows of more than one chunk."""
+    """Depth and width of several parts and some columns more, odd; rows of more than one chunk."""
 
-    rows, depth, width, unit = 3 * ROWS, 600, 1100, 3
+    rows, depth, width, unit = 3 * ROWS, 601, 1100, 3
+
+
+class TestNativeWithoutPairs(TestNativeOfManyParts):
+    """bfloat16 widened while it is packed, as a processor without products of its pairs has it."""
+
+    def dot(self, *operands):
+        with without_pairs():
+            return super().dot(*operands)
+
+    def dot_transposed(self, *operands):
+        with without_pairs():
+            return super().dot_transposed(*operands)
+
+    def outer(self, *operands):
+        with without_pairs():
+            return super().outer(*operands)
+
+
+@contextmanager
+def without_pairs():
+    """The custom call as it is compiled without AVX512-BF16, in place of this machine's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "TARGETS", targets_without_pairs())
+        yield
+
+
+@functools.cache
+def targets_without_pairs():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", "c++ -mno-avx512bf16")
+        library = ctypes.CDLL(str(native.compiled()))
+    for name in native.TARGETS:
+        handler = jax.ffi.pycapsule(getattr(library, name))
+        jax.ffi.register_ffi_target(f"{name}_without_pairs", handler, platform="cpu")
+    return tuple(f"{name}_without_pairs" for name in native.TARGETS)
 
 
 class TestRaggedDot(GroupedKernelTests):
