@@ -16,13 +16,16 @@ LOCK := .ci/lock-$(if $(filter 3.11,$(VERSION)),py311,py312).txt
 # A stamp names the Python it was made with, so a changed PYTHON remakes the environment.
 # In the environment itself, JAX would look for a TPU; it is for jax's own version of libtpu.
 TPU := .tpu/$(VERSION)
+# The same for JAX's CUDA plugin; of ptxas any release does that knows the plugin's version of PTX.
+CUDA := .cuda/$(VERSION)
+NVCC := nvidia-cuda-nvcc==13.5.37
 STAMP := $(VENV)/.installed-$(or $(VERSION),none)
 # Quiet and deterministic: no "new release of pip" notice.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env tpu demo test nightly lint format lock check-python clean
+.PHONY: help env tpu cuda demo test nightly lint format lock check-python clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1 \t\2/p' Makefile | expand -t 18
@@ -61,6 +64,13 @@ tpu: env ## install libtpu beside the environment, to compile for TPUs without o
 	  "$$($(BIN)/python -c 'import importlib.metadata as m; print(next(r for r in m.requires("jax") if r.startswith("libtpu")).partition(";")[0])')" \
 	&& mkdir -p $(dir $(TPU)) && mv $(TPU).tmp $(TPU); }
 
+cuda: env ## install JAX's CUDA plugin beside the environment, to compile for GPUs without one
+	@test -d $(CUDA)/jax_plugins || { echo "installing JAX's CUDA plugin and ptxas into $(CUDA)"; \
+	version=$$($(BIN)/python -c 'import jax; print(jax.__version__)') \
+	&& $(BIN)/python -m pip install --quiet --no-deps --target $(CUDA).tmp \
+	  "jax-cuda13-plugin==$$version" "jax-cuda13-pjrt==$$version" $(NVCC) \
+	&& mkdir -p $(dir $(CUDA)) && mv $(CUDA).tmp $(CUDA); }
+
 check-python:
 	@test -n "$(VERSION)" || { echo "error: $(PYTHON) is missing or older than 3.11 ($$($(PYTHON) --version 2>&1)); install Python 3.11 or newer, or name one: make PYTHON=python3.13" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot create environments (no ensurepip); install it, on Debian and Ubuntu: apt-get install python$(VERSION)-venv" >&2; exit 1; }
@@ -76,5 +86,5 @@ lock: check-python ## write the lock file for PYTHON again, from pyproject.toml
 	mv $(LOCK).tmp $(LOCK); echo "wrote $(LOCK)"
 
 clean: ## remove the environment and what the tools leave behind
-	rm -rf $(VENV) .tpu build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .tpu .cuda build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

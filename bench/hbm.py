@@ -12,7 +12,8 @@ import sys
 
 from bench import suite
 from moegen.errors import MoegenError
-from moegen.tune.tpu_compiler import TOPOLOGIES, Job, compile_for
+from moegen.tune.compiler import Job
+from moegen.tune.tpu_compiler import TOPOLOGIES, compile_for
 
 PROGRAMS: dict[str, dict[str, str]] = {
     "gathered inside": {"gather": "inside"},

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, outer_tile, widths
+from moegen.tune.compiler import Job
 from moegen.tune.pallas_tpu import vmem_for
 from moegen.tune.product import SKEW, Product, loads
 from moegen.tune.target import TARGETS
 from moegen.tune.tiles import shipped
-from moegen.tune.tpu_compiler import Compilation, Job, compile_for
+from moegen.tune.tpu_compiler import Compilation, compile_for
 from moegen.tune.tpu_cycles import (
     CASES,
     Block,

@@ -22,7 +22,8 @@ from moegen.passes.pipeline import STAGES
 from moegen.runtime.layer import ALIASES
 from moegen.runtime.schedule import Schedule
 from moegen.runtime.stages import INFERENCE, Lowered
-from moegen.tune import aot
+from moegen.tune import aot, gpu_aot
+from moegen.tune.gpu_compiler import DEVICES
 from moegen.tune.product import JNP, Product, grouped_products
 from moegen.tune.search import products_of, tune
 from moegen.tune.tpu_compiler import TOPOLOGIES
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     routers.add_argument("--markdown", action="store_true", help="as a page, with programs")
     routers.set_defaults(run=_routers)
 
-    compiled = commands.add_parser("aot", help="compile every TPU kernel without a TPU: a table")
+    compiled = commands.add_parser("aot", help="compile every kernel for chips that are not here")
     compiled.add_argument("--targets", default=",".join(TOPOLOGIES), metavar="NAME,...")
     compiled.add_argument("-o", "--output", type=Path, help="file to write; default: print")
     compiled.set_defaults(run=_aot)
@@ -161,9 +162,15 @@ def _check(args: argparse.Namespace) -> int:
 def _aot(args: argparse.Namespace) -> int:
     targets = tuple(args.targets.split(","))
     for target in targets:
-        if target not in TOPOLOGIES:
-            raise TuneError(f'"{target}" is no TPU', fix=f"use some of {', '.join(TOPOLOGIES)}")
-    page = aot.table(targets, lambda line: print(line, file=sys.stderr))
+        if target not in (*TOPOLOGIES, *DEVICES):
+            known = ", ".join((*TOPOLOGIES, *DEVICES))
+            raise TuneError(f'"{target}" is no target to compile for', fix=f"use some of {known}")
+    pages = [
+        page.table(chosen, lambda line: print(line, file=sys.stderr))
+        for page, known in ((aot, TOPOLOGIES), (gpu_aot, DEVICES))
+        if (chosen := tuple(t for t in targets if t in known))
+    ]
+    page = "\n".join(pages)
     if args.output is None:
         print(page, end="")
     else:

@@ -8,9 +8,10 @@ from typing import Any
 
 from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, gathered_tile, outer_tile
 from moegen.kernels.grouped_dot.vmem import dot_bytes, gathered_bytes, outer_bytes
+from moegen.tune.compiler import Job
 from moegen.tune.pallas_tpu import vmem_for
 from moegen.tune.target import MIB, TARGETS
-from moegen.tune.tpu_compiler import ESTIMATED, Compilation, Job, compile_for
+from moegen.tune.tpu_compiler import ESTIMATED, Compilation, compile_for
 
 CASES = "moegen.tune.tpu_cases:"
 STEPS = 4

@@ -19,7 +19,7 @@ MULTIPLIED = ("bf16", "f16")
 READ = (*MULTIPLIED, "f32")
 NOT_LOWERED = ("erf", "logical_not", "mod", "normal_cdf", "softplus", "sqrt")
 """Elementwise ops that Mosaic GPU, of jax 0.10.2 or 0.12, does not lower."""
-WITHOUT_WGMMA = ("b200",)
+WITHOUT_WGMMA = ("a100", "b200")
 
 
 def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
@@ -53,17 +53,28 @@ def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
 
 
 def tile(op: Op, sizes: Mapping[str, int], target: Target) -> tuple[int, ...]:
+    """The tile of a product in a program."""
+    height, width = (sizes[d] for d in _dims(op.results[0])[-2:])
+    if op.name == "grouped_outer":
+        return outer_tile(height, width)
+    held = sum(ROWS in _dims(v) for v in op.inputs[3:]) + len(op.results) - 1
+    return dot_tile(width, op.attr.get("block", 1), held)
+
+
+def dot_tile(width: int, block: int, held: int) -> tuple[int, int, int, int]:
     """Height and width of a tile of the result, depth of a slice, slices in flight.
 
     Not measured anywhere yet. A warpgroup holds a tile in registers, 128 by 128 in half of
-    them; where the epilogue reads rows, each such operand takes as many again.
+    them; each of the tiles that the epilogue reads or makes beside it, `held`, may take as
+    many again, and ptxas spills them then.
     """
-    height, width = (sizes[d] for d in _dims(op.results[0])[-2:])
-    if op.name == "grouped_outer":
-        return (min(128, height), min(128, width), LEAST_ROWS, SLICES)
-    reads_rows = any(ROWS in _dims(v) for v in op.inputs[3:])
-    tall = 64 if reads_rows or op.attr.get("block", 1) % 128 else 128
+    tall = 64 if held or block % 128 else 128
     return (tall, min(128, width), SWIZZLED, SLICES)
+
+
+def outer_tile(height: int, width: int) -> tuple[int, int, int, int]:
+    """Height and width of a tile of the result, rows of a slice, slices in flight."""
+    return (min(128, height), min(128, width), LEAST_ROWS, SLICES)
 
 
 def _not_lowered(op: Op) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from moegen.errors import ScheduleError, did_you_mean
 
 MIB, GIB = 1024**2, 1024**3
-GPU_SHARED = 227 * 1024
-"""Shared memory of a block, compute capability 9.0 and 10.0 (CUDA C++ programming guide)."""
+GPU_SHARED = {"a100": 163 * 1024, "h100": 227 * 1024, "h200": 227 * 1024, "b200": 227 * 1024}
+"""Shared memory of a block: compute capability 8.0; 9.0 and 10.0 (CUDA C++ programming guide)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def _gpu(
     name: str, bf16: float, tf32: float, bandwidth: float, sms: int, hbm: int, sheet: str
 ) -> Target:
     rates = (("bf16", bf16), ("f32", tf32), ("i8", 2 * bf16))
-    held = (GPU_SHARED, hbm * 10**9)
+    held = (GPU_SHARED[name], hbm * 10**9)
     return Target(name, "gpu", bf16, bandwidth, 3e-6, 1, rates, sms, *held, sheet)
 
 
@@ -84,6 +84,7 @@ TARGETS = {
         _tpu("tpu_v6e", 9.18e14, 1.836e15, 1.64e12, 128, 1, 32, "v6e"),
         # JAX sees each of the chip's two cores as a device: half of 2307 TFLOP/s and 7.38 TB/s.
         _tpu("tpu7x", 1.1535e15, 2.307e15, 3.69e12, 64, 1, 96, "tpu7x"),
+        _gpu("a100", 3.12e14, 1.56e14, 2.039e12, 108, 80, "NVIDIA A100 SXM data sheet, dense"),
         _gpu("h100", 9.89e14, 4.945e14, 3.35e12, 132, 80, "NVIDIA H100 SXM data sheet, dense"),
         _gpu("h200", 9.89e14, 4.945e14, 4.8e12, 132, 141, "NVIDIA H200 SXM data sheet, dense"),
         _gpu("b200", 2.25e15, 1.125e15, 8.0e12, 148, 180, "NVIDIA DGX B200 data sheet, dense"),
@@ -99,6 +100,7 @@ KINDS = {
     "TPU v5p": "tpu_v5p",
     "TPU v6 lite": "tpu_v6e",
     "TPU7x": "tpu7x",
+    "NVIDIA A100": "a100",
     "NVIDIA H100": "h100",
     "NVIDIA H200": "h200",
     "NVIDIA B200": "b200",

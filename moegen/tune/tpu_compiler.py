@@ -8,19 +8,17 @@ sees fixed numbers of steps only, and takes a branch on data as if the data were
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from moegen.errors import TuneError
+from moegen.tune.compiler import Job, outcomes
 
 ESTIMATED = ("tpu_v5e", "tpu_v5p", "tpu_v6e", "tpu7x")
 """Targets that libtpu has latencies of; it aborts when asked for cycles of others."""
@@ -36,21 +34,6 @@ FOLDER = "MOEGEN_LIBTPU"
 """Environment variable with the folder that libtpu is installed in."""
 MISSING = "there is no libtpu to compile for TPUs with"
 FIX = "run `make tpu`, or name its folder in " + FOLDER
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One program to compile.
-
-    Attributes:
-      name: for the result.
-      case: "module:function"; called with the arguments it gives a function and its shapes.
-      arguments: anything JSON can hold.
-    """
-
-    name: str
-    case: str
-    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,46 +93,11 @@ def compile_for(
         raise TuneError(MISSING, fix=FIX)
     if target not in TOPOLOGIES:
         raise TuneError(f'"{target}" is no TPU', fix=f"use one of {', '.join(TOPOLOGIES)}")
-    left, estimate = list(jobs), estimate and target in ESTIMATED
-    while left:
-        done = 0
-        for result in _run(target, left, folder, estimate):
-            done += 1
-            yield result
-        left = left[done:]
-
-
-def _run(target: str, jobs: list[Job], folder: Path, estimate: bool) -> Iterator[Compilation]:
-    """Results of one process; if it dies, the job it died of has the compiler's last words."""
-    with (
-        tempfile.TemporaryDirectory() as profiles,
-        tempfile.TemporaryFile("w+", encoding="utf-8") as complaints,
-    ):
-        command = [sys.executable, "-m", "moegen.tune.tpu_compile", TOPOLOGIES[target]]
-        process = subprocess.Popen(
-            [*command, profiles if estimate else ""],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints, text=True,
-            env=environment(folder, profiles if estimate else ""),
-        )  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(json.dumps([(j.name, j.case, j.arguments) for j in jobs]))
-            process.stdin.close()
-            done = 0
-            for line in process.stdout:
-                if line.startswith("{"):
-                    done += 1
-                    found = json.loads(line)
-                    yield Compilation(**{**found, "hbm": tuple(found.get("hbm", (0, 0, 0)))})
-            process.wait()
-        finally:
-            process.kill()
-            process.stdout.close()
-            process.wait()
-        if done < len(jobs):
-            complaints.seek(0)
-            yield Compilation(jobs[done].name, f"the compiler aborted: {_last(complaints.read())}")
+    with tempfile.TemporaryDirectory() as made:
+        profiles = made if estimate and target in ESTIMATED else ""
+        arguments, given = [TOPOLOGIES[target], profiles], environment(folder, profiles)
+        for found in outcomes("moegen.tune.tpu_compile", arguments, jobs, given):
+            yield Compilation(**{**found, "hbm": tuple(found.get("hbm", (0, 0, 0)))})
 
 
 def environment(folder: Path, profiles: str = "") -> dict[str, str]:
@@ -172,10 +120,3 @@ def environment(folder: Path, profiles: str = "") -> dict[str, str]:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "LIBTPU_INIT_ARGS": f"{given} {asked}".strip(),
     }
-
-
-def _last(text: str) -> str:
-    """The line of a fatal error, or the last line."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    fatal = [line.partition("] ")[2] for line in lines if line.startswith("F")]
-    return (fatal or lines or ["no reason given"])[-1][:200]

@@ -18,8 +18,9 @@ import numpy as np
 
 from moegen.kernels.grouped_dot.pallas_tpu_outer import own_visits
 from moegen.kernels.grouped_dot.visits import row_visits
+from moegen.tune.compiler import Job
 from moegen.tune.product import Product
-from moegen.tune.tpu_compiler import Compilation, Job, compile_for
+from moegen.tune.tpu_compiler import Compilation, compile_for
 
 CASES = "moegen.tune.tpu_cases:"
 FEW, MORE = 2, 4

@@ -2,7 +2,8 @@
 
 import pytest
 
-from moegen.tune.tpu_compiler import FIX, MISSING, TOPOLOGIES, Job, compile_for, libtpu_folder
+from moegen.tune.compiler import Job
+from moegen.tune.tpu_compiler import FIX, MISSING, TOPOLOGIES, compile_for, libtpu_folder
 
 
 @pytest.mark.nightly

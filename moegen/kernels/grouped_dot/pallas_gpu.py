@@ -49,7 +49,7 @@ def grouped_dot_gpu(
     tiles = pl.cdiv(count, tall)
     owners = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(tiles) * tall, side="right")
 
-    def body(owners: Any, rows: Any, weights: Any, *refs: Any) -> None:
+    def grouped_dot(owners: Any, rows: Any, weights: Any, *refs: Any) -> None:
         row, column = jax.lax.axis_index("row"), jax.lax.axis_index("column")
         owner, outs = owners[row], refs[len(extra) :]
         place = (pl.ds(row * tall, tall), pl.ds(column * wide, wide))
@@ -77,7 +77,7 @@ def grouped_dot_gpu(
             store(outs, [jnp.zeros((tall, wide), out.dtype) for out in outs], place)
 
     made = plgpu.kernel(
-        body,
+        grouped_dot,
         out_type=[jax.ShapeDtypeStruct((count, width), d) for d in dtypes or (rows.dtype,)],
         grid=(tiles, pl.cdiv(width, wide)),
         grid_names=("row", "column"),
@@ -108,7 +108,7 @@ def grouped_outer_gpu(
     counts = sizes // deep
     starts = jnp.cumsum(counts) - counts
 
-    def body(starts: Any, counts: Any, a: Any, b: Any, out: Any) -> None:
+    def grouped_outer(starts: Any, counts: Any, a: Any, b: Any, out: Any) -> None:
         expert, row, column = map(jax.lax.axis_index, ("expert", "row", "column"))
         first = starts[expert]
         specs = (
@@ -119,7 +119,7 @@ def grouped_outer_gpu(
         store((out.at[expert],), (acc,), (pl.ds(row * tall, tall), pl.ds(column * wide, wide)))
 
     made: jax.Array = plgpu.kernel(
-        body,
+        grouped_outer,
         out_type=jax.ShapeDtypeStruct((experts, height, width), a.dtype),
         grid=(experts, pl.cdiv(height, tall), pl.cdiv(width, wide)),
         grid_names=("expert", "row", "column"),

@@ -5,9 +5,10 @@ import pytest
 from moegen.backends.expressions import EXPRESSIONS
 from moegen.errors import TuneError
 from moegen.tune import aot, tpu_compiler
+from moegen.tune.compiler import Job
 from moegen.tune.pallas_tpu import UNLOWERED
 from moegen.tune.tpu_compile import cycles
-from moegen.tune.tpu_compiler import TOPOLOGIES, Job, compile_for, libtpu_folder
+from moegen.tune.tpu_compiler import TOPOLOGIES, compile_for, libtpu_folder
 from tests.moegen.tune import overlaps
 
 CASES = "moegen.tune.tpu_cases:"

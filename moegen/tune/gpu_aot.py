@@ -1,0 +1,104 @@
+"""What GPU compilers make of every kernel: a table of status, registers, spills and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from moegen.tune import pallas_gpu
+from moegen.tune.compiler import Job
+from moegen.tune.gpu_compiler import Compilation, compile_for
+from moegen.tune.target import MIB
+
+CASES = "moegen.tune.gpu_cases:"
+BLOCK = 128
+"""Rows that an expert's rows start at a multiple of."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A product to compile: sizes, and settings of the case."""
+
+    name: str
+    product: str
+    rows: int
+    depth: int
+    width: int
+    experts: int
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def held(self) -> int:
+        """Tiles that its epilogue reads or makes beside the product."""
+        return {"gate": 1, "kept gelu": 1}.get(dict(self.settings).get("epilogue", ""), 0)
+
+
+SHAPES = (
+    Shape("forward", "dot", 8192, 1024, 4096, 8),
+    Shape("forward, GELU, product kept", "dot", 8192, 1024, 4096, 8, (("epilogue", "kept gelu"),)),
+    Shape("forward, bias and GELU", "dot", 8192, 1024, 4096, 8, (("epilogue", "bias"),)),
+    Shape("forward, gate read, 2048 x 1408", "dot", 8192, 2048, 1408, 32, (("epilogue", "gate"),)),
+    Shape("d-input", "dot", 8192, 4096, 1024, 8, (("transposed", True),)),
+    Shape("d-weight", "outer", 8192, 1024, 4096, 8),
+    Shape("d-weight, 768 x 1536", "outer", 8192, 768, 1536, 32),
+)
+"""What is compiled: both directions, and widths that are no multiples of the tile's."""
+
+
+def kernels(target: str) -> tuple[str, ...]:
+    """The kernels that run on a target."""
+    return () if target in pallas_gpu.WITHOUT_WGMMA else ("pallas_gpu",)
+
+
+def tile(kernel: str, shape: Shape) -> tuple[int, ...]:
+    """The tile that a kernel takes for a product."""
+    if shape.product == "outer":
+        return pallas_gpu.outer_tile(shape.depth, shape.width)
+    return pallas_gpu.dot_tile(shape.width, BLOCK, shape.held)
+
+
+def jobs(target: str) -> Iterator[tuple[str, Shape, Job]]:
+    """The programs for a target, each with its kernel."""
+    for kernel in kernels(target):
+        for shape in SHAPES:
+            sizes = {"rows": shape.rows, "depth": shape.depth, "width": shape.width}
+            given = {**sizes, "experts": shape.experts, "tile": tile(kernel, shape)}
+            case = CASES + shape.product
+            yield (
+                kernel,
+                shape,
+                Job(shape.name, case, {"kernel": kernel, **given, **dict(shape.settings)}),
+            )
+
+
+def table(targets: tuple[str, ...], progress: Callable[[str], None]) -> str:
+    """A page in Markdown; `progress` is told of every program.
+
+    Raises:
+      TuneError: without JAX's CUDA plugin.
+    """
+    lines = [
+        "| target | kernel | product | tile | compiles | registers | spilled | tensor-core "
+        "instructions | HBM: in, out, temporary |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for target in targets:
+        listed = list(jobs(target))
+        results = compile_for(target, [job for _, _, job in listed])
+        for (kernel, shape, job), result in zip(listed, results, strict=True):
+            lines.append(row(target, kernel, job, result))
+            progress(f"{target}: {kernel}: {shape.name}: {result.error or 'compiles'}")
+    return "\n".join(lines) + "\n"
+
+
+def row(target: str, kernel: str, job: Job, result: Compilation) -> str:
+    """One line of the table."""
+    status = f"no: {result.error}" if result.error else f"{result.seconds:.1f} s"
+    hbm = "" if result.error else ", ".join(f"{n / MIB:.1f}" for n in result.hbm) + " MiB"
+    said = ["", "", ""]
+    for entry in result.kernels:
+        spilled = f"{sum(entry.spills)} bytes" if any(entry.spills) else "none"
+        said = [str(entry.registers), spilled, str(entry.products)]
+    shown = " ".join(map(str, job.arguments["tile"]))
+    return f"| {' | '.join((target, kernel, job.name, shown, status, *said, hbm))} |"
