@@ -150,7 +150,24 @@ def compiled_layer(
     return moegen.compile(
         bound_router(config.router, train),
         experts.mlp.bind(dropout=config.dropout if train else 0.0),
-        schedule=moegen.Schedule(format=config.format, mesh=mesh, target=target),
+        schedule=schedule(config, mesh, target),
+    )
+
+
+def schedule(
+    config: MoEConfig,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
+    target: str | None = None,
+) -> moegen.Schedule:
+    """How moegen is asked to lower a config's layers."""
+    lowering = config.lowering
+    return moegen.Schedule(
+        format=config.format,
+        save=lowering.save,
+        exchange=lowering.exchange,
+        overlap=lowering.overlap,
+        mesh=mesh,
+        target=target,
     )
 
 
