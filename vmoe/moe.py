@@ -159,13 +159,18 @@ def schedule(
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
     target: str | None = None,
 ) -> moegen.Schedule:
-    """How moegen is asked to lower a config's layers."""
+    """How moegen is asked to lower a config's layers.
+
+    Without a mesh that shares experts out nothing is exchanged: the same run may be evaluated on
+    one device, and there `overlap` has no meaning.
+    """
     lowering = config.lowering
+    exchanges = mesh is not None and mesh.shape.get("expert", 1) > 1
     return moegen.Schedule(
         format=config.format,
         save=lowering.save,
         exchange=lowering.exchange,
-        overlap=lowering.overlap,
+        overlap=lowering.overlap if exchanges else 1,
         mesh=mesh,
         target=target,
     )

@@ -207,9 +207,15 @@ def test_a_config_has_one_layer_for_all_its_blocks():
     [("save", SAVES), ("exchange", EXCHANGES), ("overlap", (*OVERLAPS, 1, 4))],
 )
 def test_what_a_config_says_of_lowering_is_asked_of_moegen(setting, values):
+    mesh = jax.sharding.AbstractMesh((2,), ("expert",))
     for value in values:
-        asked = schedule(replace(CONFIG, lowering=LoweringConfig(**{setting: value})))
-        assert asked == moegen.Schedule(**{setting: value})
+        config = replace(CONFIG, lowering=LoweringConfig(**{setting: value}))
+        assert schedule(config, mesh) == moegen.Schedule(mesh=mesh, **{setting: value})
+
+
+def test_nothing_overlaps_where_nothing_is_exchanged():
+    config = replace(CONFIG, lowering=LoweringConfig(overlap="ring"))
+    assert schedule(config) == moegen.Schedule()
 
 
 def test_lowering_changes_no_number():
