@@ -89,7 +89,7 @@ def measure(cell: Cell, names: tuple[str, ...], rounds: int) -> list[Row]:
     """`auto` and the rivals, interleaved; ratios to `auto`."""
     params, x = inputs(cell)
     layer = layer_of(cell, "auto")
-    note = choice_of(cell, params, x).format
+    note = choice_of(cell, params, x).name
     auto = build(cell, output_of(layer), params, x, note=note)
     made: dict[str, tuple[Callable[[], Any], Callable[[Timing], Row]]] = {}
     for name in names:

@@ -25,7 +25,7 @@ from moegen.kernels.grouped_dot import native
 from moegen.kernels.grouped_dot.blocks import grouped_dot_blocks, grouped_outer_blocks
 from moegen.kernels.grouped_dot.ragged import grouped_dot_ragged, grouped_outer_ragged
 from moegen.kernels.grouped_dot.runs import grouped_dot_runs, grouped_outer_runs
-from moegen.tune.choose import balanced_block
+from moegen.tune.formats import balanced_block
 from moegen.tune.product import loads as shared_out
 
 PRODUCTS = ("fwd", "dlhs", "drhs")

@@ -38,15 +38,15 @@ from bench.yardsticks import DENSE, dense_inputs, floor, floor_inputs
 from moegen.experts import mlp
 from moegen.kernels.grouped_dot import native
 from moegen.routers import noisy_top_k
-from moegen.tune.choose import FormatChoice
+from moegen.tune.formats import FormatChoice
 from moegen.tune.whole import write_text
 
 SCHEDULES = {
     "auto": moegen.Schedule(),
     "onehot": moegen.Schedule(format="onehot"),
     "slots": moegen.Schedule(format="slots"),
-    "sorted": moegen.Schedule(format="sorted"),
-    "native": moegen.Schedule(format="sorted", kernel="native", block=1),
+    "sorted": moegen.Schedule(format="sorted", kernel="runs"),
+    "native": moegen.Schedule(format="sorted", kernel="native"),
     "ragged_dot": moegen.Schedule(format="sorted", kernel="ragged_dot"),
 }
 MOST_BYTES = 2 << 30
@@ -105,8 +105,8 @@ def measure(
 ) -> list[Row]:
     """The yardstick, the floor and the layer by schedule, interleaved; ratios to the yardstick.
 
-    The format that `auto` took is not measured again by its own name, and a format is left out
-    whose estimate is HOPELESS times the best one's.
+    What `auto` took is not measured again by its own name, and a format is left out whose estimate
+    is HOPELESS times the best one's.
     """
     made = Programs() if made is None else made
     params, x = inputs(cell)
@@ -114,16 +114,16 @@ def measure(
     k = cell.workload.k
     runs = {"floor": made.build(cell, "floor", floor, *floor_inputs(params, x, k))}
     choice = choice_of(cell, params, x)
-    costs = {c.format: c.cost.seconds for c in choice.candidates if c.cost is not None}
+    costs = {c.name: c.cost.seconds for c in choice.candidates if c.cost is not None}
     for name in schedules:
-        if name == choice.format and "auto" in schedules:
+        if name == choice.name and "auto" in schedules:
             continue
-        if costs.get(name, 0.0) > HOPELESS * costs[choice.format]:
-            times = costs[name] / costs[choice.format]
+        if costs.get(name, 0.0) > HOPELESS * costs[choice.name]:
+            times = costs[name] / costs[choice.name]
             print(f"  {name} left out: estimated at {times:.0f} times the best", file=sys.stderr)
         elif can_run(name) and fits(cell, name):
             layer = output_of(layer_of(cell, name))
-            note = choice.format if name == "auto" else ""
+            note = choice.name if name == "auto" else ""
             runs[name] = made.build(cell, name, layer, params, x, note=note)
     candidates = {name: item.run for name, item in runs.items()}
     timings = compare(best.run, candidates, rounds, best.name)
@@ -131,10 +131,7 @@ def measure(
 
 
 def verdict(results: dict[str, list[Row]]) -> str:
-    """In how many cells, by direction, `auto` was within 10 % of the best format measured.
-
-    `native` is no format, and not for `auto` to take.
-    """
+    """In how many cells, by direction, `auto` was within 10 % of the best schedule measured."""
     lines = []
     for direction in DIRECTIONS:
         late = {
@@ -143,7 +140,7 @@ def verdict(results: dict[str, list[Row]]) -> str:
             if key.endswith(direction) and any(row.name == "auto" for row in rows)
         }
         behind = {
-            key: ratios["auto"] / min(ratios[n] for n in SCHEDULES if n in ratios and n != "native")
+            key: ratios["auto"] / min(ratios[n] for n in SCHEDULES if n in ratios)
             for key, ratios in late.items()
         }
         within = sum(times <= 1.1 for times in behind.values())

@@ -140,6 +140,7 @@ def _print(args: argparse.Namespace) -> int:
 
 
 def _emit(args: argparse.Namespace) -> int:
+    args.target = args.target or jax.default_backend()  # the module may run on another machine
     source = _lower(args).source()
     if args.output is None:
         print(source, end="")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -20,6 +22,20 @@ from vmoe.sharding import current_mesh
 
 Aux = dict[str, jax.Array]
 """What a router reports, each with the group dim first: losses, load, asked, dropped."""
+_TARGET: ContextVar[str | None] = ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def lowered_for(target: str) -> Iterator[None]:
+    """Layers that are traced within this context may leave this machine.
+
+    They run on any device of that kind, or JAX platform: no code is compiled for this processor.
+    """
+    before = _TARGET.set(target)
+    try:
+        yield
+    finally:
+        _TARGET.reset(before)
 
 
 def init_moe(key: jax.Array, config: MoEConfig, width: int, mlp_dim: int) -> Params:
@@ -66,7 +82,7 @@ def moe_block(
     Raises:
       UserError: if the batch is not a whole number of groups.
     """
-    layer = compiled_layer(config, train, current_mesh())
+    layer = compiled_layer(config, train, current_mesh(), _TARGET.get())
     weights = _layer_params(params, x.dtype)
     y, aux = route_through(
         layer, weights, config, x, key=key if train else None, mask=mask, inputs=inputs
@@ -150,29 +166,7 @@ def compiled_layer(
     return moegen.compile(
         bound_router(config.router, train),
         experts.mlp.bind(dropout=config.dropout if train else 0.0),
-        schedule=schedule(config, mesh, target),
-    )
-
-
-def schedule(
-    config: MoEConfig,
-    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
-    target: str | None = None,
-) -> moegen.Schedule:
-    """How moegen is asked to lower a config's layers.
-
-    Without a mesh that shares experts out nothing is exchanged: the same run may be evaluated on
-    one device, and there `overlap` has no meaning.
-    """
-    lowering = config.lowering
-    exchanges = mesh is not None and mesh.shape.get("expert", 1) > 1
-    return moegen.Schedule(
-        format=config.format,
-        save=lowering.save,
-        exchange=lowering.exchange,
-        overlap=lowering.overlap if exchanges else 1,
-        mesh=mesh,
-        target=target,
+        schedule=moegen.Schedule(format=config.format, mesh=mesh, target=target),
     )
 
 

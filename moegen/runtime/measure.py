@@ -17,6 +17,7 @@ from moegen.errors import LoweringError
 from moegen.passes.choose_format import FORMATS
 from moegen.runtime.layer import Layer
 from moegen.runtime.stages import Lowered
+from moegen.tune import native
 from moegen.tune.store import Measured, add_to_store, read_store
 
 HOPELESS = 20.0
@@ -37,10 +38,11 @@ def autotune(
     """Returns the layer with the format that is fastest for these arguments, and the times.
 
     Each format is compiled and run, in turns, on the default device; which rows go where depends
-    on the arrays, so use real ones. Whatever else the schedule says is kept.
+    on the arrays, so use real ones. Where "auto" may take the custom call for CPUs, "native" is one
+    of them: sorted rows with its products. Whatever else the schedule says is kept.
 
     Args:
-      layer: its schedule's format is replaced.
+      layer: its schedule's format is replaced, and its kernel if that is "auto" on such a CPU.
       params: concrete arrays, as for a call.
       x: tokens [G, S, D] or [S, D].
       key: a random key, or None for a deterministic call.
@@ -55,13 +57,14 @@ def autotune(
     """
     inputs = dict(inputs or {})
     path = Path(store) if store is not None else None
-    lowered, refused = _lower_all(layer, params, x, key, inputs)
+    layers = _layers(layer)
+    lowered, refused = _lower_all(layers, params, x, key, inputs)
     direction = "training" if training else "forward"
     name = _name(lowered, params, x, inputs, direction)
     known = read_store(path) if path is not None else {}
     if name not in known:
         runs = {
-            form: _compiled(_with_format(layer, form), params, x, key, inputs, training=training)
+            form: _compiled(layers[form], params, x, key, inputs, training=training)
             for form in lowered
         }
         times = _times(runs)
@@ -72,24 +75,34 @@ def autotune(
         )  # fmt: skip
         if path is not None:
             add_to_store(path, name, known[name])
-    return _with_format(layer, known[name].format), known[name]
+    return layers[known[name].format], known[name]
+
+
+def _layers(layer: Layer) -> dict[str, Layer]:
+    """The layer in each format, by name; on CPUs sorted rows twice, by both kinds of products."""
+    schedule = layer.schedule
+    found = {form: replace(schedule, format=form) for form in FORMATS}
+    on_cpu = schedule.kernel == "auto" and schedule.resolve_target().platform == "cpu"
+    if on_cpu and not (schedule.elsewhere() or native.barred()):
+        found["sorted"] = replace(schedule, format="sorted", kernel="runs")
+        found[native.NAME] = replace(schedule, format="sorted", kernel=native.NAME)
+    return {form: Layer(layer.router, layer.expert, one) for form, one in found.items()}
 
 
 def _lower_all(
-    layer: Layer, params: Any, x: Any, key: Any, inputs: dict[str, Any]
+    layers: Mapping[str, Layer], params: Any, x: Any, key: Any, inputs: dict[str, Any]
 ) -> tuple[dict[str, Lowered], dict[str, str]]:
     """Each format that is worth a try, lowered; and why the others are not."""
     found: dict[str, Lowered] = {}
     refused: dict[str, str] = {}
-    for form in FORMATS:
+    for form, layer in layers.items():
         try:
-            found[form] = _with_format(layer, form).lower(params, x, key=key, inputs=inputs)
+            found[form] = layer.lower(params, x, key=key, inputs=inputs)
         except LoweringError as error:
             refused[form] = error.what
     if not found:
-        raise LoweringError(
-            f"{layer.router.name}: no format can hold it: " + "; ".join(refused.values())
-        )
+        name = next(iter(layers.values())).router.name
+        raise LoweringError(f"{name}: no format can hold it: " + "; ".join(refused.values()))
     estimates = {form: _estimate(one) for form, one in found.items()}
     best = min(estimates.values())
     for form, seconds in estimates.items():
@@ -101,13 +114,9 @@ def _lower_all(
 
 def _estimate(lowered: Lowered) -> float:
     """The cost model's seconds for the format of a lowered layer."""
-    costs = {c.format: c.cost for c in lowered.choice.candidates}
-    cost = costs[lowered.choice.format]
+    costs = {c.name: c.cost for c in lowered.choice.candidates}
+    cost = costs[lowered.choice.name]
     return cost.seconds if cost is not None else float("inf")
-
-
-def _with_format(layer: Layer, form: str) -> Layer:
-    return Layer(layer.router, layer.expert, replace(layer.schedule, format=form))
 
 
 def _device() -> str:

@@ -29,7 +29,8 @@ class Schedule:
         then differ in rounding.
       kernel: "auto", "runs", "blocks", "native", "ragged_dot", "pallas_tpu" or "pallas_gpu": what
         runs grouped products (sorted format). "native" is a custom call for CPUs, which a C++
-        compiler on this machine makes once, when a layer first asks for it.
+        compiler on this machine makes once, when a layer first takes it; "auto" may, where no
+        target is named and the environment does not have MOEGEN_NATIVE=off.
       gather: "before", "inside" or "auto": whether rows of tokens are gathered before the first
         products of an expert, or by these products' kernel, which then needs no copy of them.
       interpret: kernels that are for another device than the target are run by Pallas's
@@ -49,8 +50,8 @@ class Schedule:
         its own, so that one can move while another is worked on; "ring": one device's rows after
         the other's, by permutes; "inside": by the kernel of the first product, which sends them
         itself (TPUs); "auto": what the cost model chooses of chunks and the ring.
-      target: a name of `moegen.tune.target.TARGETS`, or None for the devices of the mesh, or the
-        default JAX device.
+      target: a name of `moegen.tune.target.TARGETS`, for programs that may leave this machine, or
+        None for the devices of the mesh, or the default JAX device.
       mesh: a jax.sharding.Mesh of devices that share the work, or None for one device; an
         AbstractMesh will do to look at programs and sources.
       axes: what each axis of the mesh splits, as a dict such as {"data": "G", "expert": "G E",
@@ -103,6 +104,14 @@ class Schedule:
         """How many equal parts the mesh needs of the groups of tokens."""
         mesh = self.mesh_axes()
         return mesh.devices(token_axes(mesh)) if mesh else 1
+
+    def elsewhere(self) -> str:
+        """Why the program may run on another machine than this; empty if it does not."""
+        if self.target is not None:
+            return f'target="{self.target}" is any such device, and it is made for this machine'
+        if isinstance(self.mesh, jax.sharding.AbstractMesh):
+            return "the mesh has no devices, and it is made for this machine"
+        return ""
 
     def resolve_target(self) -> Target:
         """Returns the target that is meant; if none is named, the mesh's devices or the default."""

@@ -1,21 +1,19 @@
-"""Choices: the format with the least estimated time, and the kernel of each product."""
+"""Choices within a format: the kernel of each product, what shares a loop, what travels."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from moegen.errors import LoweringError, MoegenError, ScheduleError
+from moegen.errors import LoweringError
 from moegen.ir.program import Op, Program, Value
-from moegen.ir.types import CHOICE, EXPERT, GROUP, TOKEN, placement_of, value_bytes
-from moegen.passes.choose_format import FORMATS, choose_format
+from moegen.ir.types import EXPERT, value_bytes
 from moegen.passes.select_kernels import KernelChoice
 from moegen.passes.send_tokens import send_tokens
 from moegen.tune import exchanged
 from moegen.tune.chunks import seconds_saved
-from moegen.tune.cost import Cost, program_cost
+from moegen.tune.cost import program_cost
 from moegen.tune.few_rows import weights_go_left
+from moegen.tune.formats import RAGGED_PLATFORMS
 from moegen.tune.grouped import GROUPED_CHOICES, GroupedChoice
 from moegen.tune.network import NETWORKS
 from moegen.tune.target import Target
@@ -23,9 +21,6 @@ from moegen.tune.tuned import TunedTiles
 
 KERNELS = ("auto", *GROUPED_CHOICES)
 """Kernels for grouped products that a Schedule can ask for."""
-
-RAGGED_PLATFORMS = ("tpu", "gpu")
-"""Where XLA has `ragged_all_to_all`; on CPU it is not implemented (jax 0.10 to 0.12)."""
 
 GATHERS = ("auto", "before", "inside")
 """Where a Schedule can ask rows of tokens to be gathered: before their products, or inside."""
@@ -36,123 +31,6 @@ float32, backward: 17 MB) they drive each other out of the cache: 1.55 against 1
 MLP; with less (E: 2.4 MB) rows that stay in it gain as much: 1.26 against 1.34."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A format that was considered: its cost, or why it cannot be."""
-
-    format: str
-    cost: Cost | None
-    refused: str = ""
-
-
-@dataclass(frozen=True)
-class FormatChoice:
-    """The format that was taken and all that were considered.
-
-    `block` and `exchange` matter to sorted rows: see `choose_format`.
-    """
-
-    format: str
-    block: int
-    exchange: str
-    forced: bool
-    candidates: tuple[Candidate, ...]
-
-    @property
-    def stored(self) -> tuple[str, int, str]:
-        """The choice as `choose_format` takes it: format, block and exchange."""
-        return self.format, self.block, self.exchange
-
-    def explain(self) -> str:
-        """A table of candidates with the reason for the choice."""
-        lines = [f"{'format':<8}{'GFLOP':>10}{'MB moved':>10}{'est. ms':>10}"]
-        for c in self.candidates:
-            if c.cost is None:
-                lines.append(f"{c.format:<8}  not possible: {c.refused}")
-                continue
-            numbers = (c.cost.flops / 1e9, c.cost.bytes / 1e6, c.cost.seconds * 1e3)
-            taken = "  <- chosen" if c.format == self.format else ""
-            lines.append(f"{c.format:<8}" + "".join(f"{n:>10.3f}" for n in numbers) + taken)
-        lines.append("asked for by the schedule" if self.forced else "least estimated time")
-        return "\n".join(lines)
-
-
-def pick_format(
-    program: Program, format: str, block: int | None, target: Target, exchange: str = "auto"
-) -> FormatChoice:
-    """Estimates every format on a program, joint or not; "auto" takes the cheapest.
-
-    Raises:
-      ScheduleError: for an unknown format.
-      LoweringError: if no format can hold the program.
-    """
-    if format != "auto" and format not in FORMATS:
-        raise ScheduleError(
-            f'format "{format}" is unknown', fix=f"use auto or one of {', '.join(FORMATS)}"
-        )
-    rows = default_block(program, target) if block is None else block
-    way = exchange_for(exchange, target)
-    found = tuple(_candidate(program, f, rows, way, target) for f in FORMATS)
-    if format != "auto":
-        return FormatChoice(format, rows, way, True, found)
-    possible = {c.format: c.cost.seconds for c in found if c.cost is not None}
-    if not possible:
-        raise LoweringError(
-            f"@{program.name}: no format can hold it: " + "; ".join(c.refused for c in found)
-        )
-    return FormatChoice(min(possible, key=lambda f: possible[f]), rows, way, False, found)
-
-
-def default_block(program: Program, target: Target) -> int:
-    """Rows that an expert's rows are padded to a multiple of, when nobody says."""
-    sizes = program.sizes
-    if target.platform != "cpu" or not {GROUP, TOKEN, CHOICE, EXPERT} <= sizes.keys():
-        return target.row_block
-    rows = sizes[GROUP] * sizes[TOKEN] * sizes[CHOICE] // _lists_per_expert(program)
-    return balanced_block(max(rows, 1), sizes[EXPERT])
-
-
-def _lists_per_expert(program: Program) -> int:
-    """How many devices of a mesh have rows of one expert."""
-    places = [placement_of(v.type) for v in program.inputs]
-    groups = {a for place in places for a in place.axes(GROUP)}
-    experts = {a for place in places for a in place.axes(EXPERT)}
-    return math.prod(size for axis, size in program.mesh if axis in groups - experts)
-
-
-def balanced_block(rows: int, experts: int) -> int:
-    """About an eighth of the mean load and 8 or more, such that balanced routing is padded least.
-
-    Products of fewer rows take as long: they wait for their weights.
-    """
-    mean = -(-rows // experts)
-    if mean <= 8:
-        return max(mean, 1)
-    blocks = range(max(8, mean // 12), max(16, mean // 6) + 1)
-    return min(reversed(blocks), key=lambda block: -(-mean // block) * block)
-
-
-def _candidate(
-    program: Program, format: str, block: int, exchange: str, target: Target
-) -> Candidate:
-    try:
-        lowered = choose_format(program, format, block, exchange)
-    except MoegenError as error:
-        return Candidate(format, None, error.what)
-    return Candidate(format, program_cost(lowered, target))
-
-
-def exchange_for(exchange: str, target: Target) -> str:
-    """How sorted rows go to experts on other devices, a name of `EXCHANGES`.
-
-    "auto" is "ragged" where there is a collective for it. Without one every device would have to
-    get the rows of all the others, both ways; blocks are as long only in the worst case.
-    """
-    if exchange != "auto":
-        return exchange
-    return "ragged" if target.platform in RAGGED_PLATFORMS else "blocks"
-
-
 def kernel_for(
     op: Op,
     kernel: str,
@@ -160,6 +38,7 @@ def kernel_for(
     sizes: Mapping[str, int],
     interpret: bool = False,
     tuned: TunedTiles | None = None,
+    estimated: str = "",
 ) -> KernelChoice:
     """The kernel of one product.
 
@@ -170,6 +49,7 @@ def kernel_for(
       sizes: of the program's dims.
       interpret: whether a kernel of another platform is to be run by Pallas's interpreter.
       tuned: the tables to look in before the heuristics; None: heuristics only.
+      estimated: the kernel that the format was chosen with, if it is a matter of that choice.
 
     Raises:
       LoweringError: if a kernel is asked for that cannot run the op.
@@ -183,6 +63,8 @@ def kernel_for(
         return KernelChoice("weights_left" if weights_go_left(op, sizes, target) else "xla")
     if kernel != "auto":
         return _asked_for(op, kernel, target, sizes, interpret)
+    if estimated and not GROUPED_CHOICES[estimated].refusal(op, sizes, target):
+        return KernelChoice(estimated, source="estimate")
     able = (n for n, c in GROUPED_CHOICES.items() if target.platform in c.platforms)
     taken = next(n for n in able if not GROUPED_CHOICES[n].refusal(op, sizes, target))
     found = tuned.find(op, sizes, target) if tuned else None

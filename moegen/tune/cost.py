@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from moegen.ir.locality import own_sizes
 from moegen.ir.program import Op, Program, Value
 from moegen.ir.types import EXPERT, Tensor, Type, placement_of, value_bytes
-from moegen.tune import cpu_cost
+from moegen.tune import cpu_cost, native
 from moegen.tune.network import NETWORKS, Box, Collective, joined, ring, seconds
 from moegen.tune.target import Target
 
@@ -122,11 +122,13 @@ def op_cost(op: Op, sizes: dict[str, int], target: Target, moved: float | None =
     flops = op_flops(op, sizes)
     if moved is None:
         moved = sum(value_bytes(v.type, sizes) for v in (*op.inputs, *op.results))
+    if op.attr.get("kernel") == native.NAME:
+        return Cost(flops, moved, cpu_cost.native_seconds(op, flops, moved, sizes, target))
     if op.name in ("grouped_dot", "grouped_outer") and op.attr.get("block", 1) == 1:
         flops *= _ragged_waste(sizes, target)
     if target.platform != "cpu":
         return Cost(flops, moved, max(flops / target.flops, moved / target.bytes) + target.overhead)
-    busy = flops / target.flops * cpu_cost.slowdown(op, sizes)
+    busy = flops / target.flops * cpu_cost.slowdown(op, flops, sizes)
     spent = max(busy, moved / target.bytes) + target.overhead
     besides = cpu_cost.widened_bytes(op, sizes) + cpu_cost.copied_bytes(op, sizes)
     return Cost(flops, moved + besides, spent + besides / target.bytes)

@@ -12,6 +12,8 @@ from moegen.ir import registry
 from moegen.ir.program import Op, Program, Value, live_ops
 from moegen.ir.types import CAPACITY, EXPERT, GROUP, Tensor, value_bytes
 from moegen.ops.parts import ROWS
+from moegen.tune import native
+from moegen.tune.target import Target
 
 WIDENED = 8
 """Bytes per element that is widened to float32: written once, read once."""
@@ -20,13 +22,32 @@ FEW_ROWS = 24
 ratios in float32 forward are 1.20, 1.81, 1.08, 1.45 and 1.00 on A to E; 1 + 24 / rows gives 1.24,
 1.96, 1.12, 1.49 and 1.03."""
 
+SMALL, ONE_CORE, ONE_CORE_BATCHED = 1e7, 3.5, 2.3
+"""FLOPs of one expert's product at which it takes twice their time, and the most that a small one
+takes, in a loop and in a batched product: XLA leaves it to one core. Products of 0.3 to 4 MFLOP
+were found at 37 to 73 GFLOP/s in loops, where large ones run at 200."""
+NATIVE_BYTES = 56e9
+"""At which the custom call reads weights and writes their gradients, both cores together: pages of
+them one after the other, read by a loop in C, are as fast."""
+NATIVE_ROWS = 2.0
+"""How many times as fast it moves rows as `Target.bytes`."""
+NATIVE_START = 2e-5
+"""Seconds until the threads of XLA's pool have begun."""
 
-def slowdown(op: Op, sizes: dict[str, int]) -> float:
-    """How many times as long as its FLOPs a batched product over experts takes."""
+
+def slowdown(op: Op, flops: float, sizes: dict[str, int]) -> float:
+    """How many times as long as its FLOPs a product of experts' weights takes, by XLA."""
+    if op.name in ("grouped_dot", "grouped_outer"):
+        return _alone(flops / sizes[EXPERT], ONE_CORE)
     if op.name != "dot" or not all(EXPERT in _dims(v) for v in (*op.inputs[:2], op.results[0])):
         return 1.0
     rows = math.prod(sizes[d] for d in (GROUP, CAPACITY) if any(d in _dims(v) for v in op.inputs))
-    return 1.0 + FEW_ROWS / rows
+    return FEW_ROWS / rows + _alone(flops / sizes[EXPERT], ONE_CORE_BATCHED)
+
+
+def _alone(flops: float, most: float) -> float:
+    """How many times as long as its FLOPs one expert's product takes, be it small."""
+    return min(1.0 + SMALL / flops, most)
 
 
 def widened_bytes(op: Op, sizes: dict[str, int]) -> float:
@@ -51,6 +72,15 @@ def copied_bytes(op: Op, sizes: dict[str, int]) -> float:
     return 2.0 * sum(value_bytes(v.type, sizes) for v in own)
 
 
+def native_seconds(
+    op: Op, flops: float, moved: float, sizes: dict[str, int], target: Target
+) -> float:
+    """What the custom call takes for a grouped product: nothing is hidden behind the arithmetic."""
+    own = sum(value_bytes(v.type, sizes) for v in (*op.inputs, *op.results) if EXPERT in _dims(v))
+    rows = (moved - own) / (NATIVE_ROWS * target.bytes)
+    return flops / target.flops + own / NATIVE_BYTES + rows + NATIVE_START
+
+
 @dataclass(frozen=True)
 class Loops:
     """Which values over rows stay in the cache, between the ops of one loop over runs.
@@ -65,7 +95,11 @@ class Loops:
 
     @classmethod
     def of(cls, program: Program) -> Loops:
-        """As if each direction had one loop; where products do not share it, a little is missed."""
+        """As if each direction had one loop; where products do not share it, a little is missed.
+
+        Beside the custom call, which has none, elementwise ops count as if in a loop of their own:
+        XLA fuses them.
+        """
         outputs = [v for _, v in program.outputs]
         forward = {r.name for op in live_ops(program.ops, outputs) for r in op.results}
         made = {r.name: r.name in forward for op in program.ops if _in_loop(op) for r in op.results}
@@ -85,6 +119,8 @@ class Loops:
 
 def _in_loop(op: Op) -> bool:
     """Whether an op runs within a loop over an expert's rows."""
+    if op.attr.get("kernel") == native.NAME:
+        return False
     if op.name in ("grouped_dot", "grouped_outer", "grouped_sum", "per_row"):
         return True
     return registry.lookup(op.name).elementwise and ROWS in _dims(op.results[0])

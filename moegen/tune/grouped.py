@@ -22,7 +22,7 @@ class GroupedChoice:
     """A kernel that grouped products can be given.
 
     Attributes:
-      platforms: where "auto" may take it, the first kernel that can run the product.
+      platforms: where "auto" may take it product by product, the first that can run it.
       obstacle: why it cannot run a product on a target; empty if it can.
       tile: its tile for a product that it can run; empty if it has none.
       gathers: whether it can gather the rows of a product itself.
@@ -76,4 +76,4 @@ GROUPED_CHOICES: dict[str, GroupedChoice] = {
     "native": GroupedChoice((), native.obstacle),
 }
 """By name, for "auto" in the order of preference: a kernel that no GPU has run yet comes last.
-`native` is for CPUs and never taken unasked, as it calls a C++ compiler."""
+`native` is for the CPU of this machine: `pick_format` weighs it against XLA's kernels."""

@@ -1,19 +1,51 @@
-"""Where the custom call for CPUs can run a grouped product."""
+"""Where the custom call for CPUs can run a grouped product, and where "auto" may take it."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
+from moegen.errors import ScheduleError, did_you_mean
 from moegen.ir.program import Op
 from moegen.ir.types import Tensor
 from moegen.kernels.grouped_dot import native
 from moegen.tune.target import Target
 
+NAME = "native"
 DTYPES = ("f32", "bf16")
+BLOCK = 1
+"""Rows that an expert's are padded to a multiple of: none are needed."""
+VARIABLE, SETTINGS = "MOEGEN_NATIVE", ("auto", "off")
+"""The environment's word on whether "auto" may take it, "auto" if it says nothing."""
+
+
+def barred() -> str:
+    """Why "auto" may not take it on this machine's CPU; empty if it may.
+
+    Raises:
+      ScheduleError: if the environment says anything but SETTINGS.
+    """
+    value = os.environ.get(VARIABLE) or SETTINGS[0]
+    if value not in SETTINGS:
+        raise ScheduleError(
+            f'the environment has {VARIABLE}="{value}"{did_you_mean(value, SETTINGS)}',
+            fix=f"set it to {' or '.join(SETTINGS)}, or to nothing",
+        )
+    return f"{VARIABLE}=off" if value == "off" else ""
+
+
+def missing() -> str:
+    """Why it cannot be had here; empty if it can, and then it has been compiled."""
+    return native.obstacle()
 
 
 def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
-    """Why it cannot run a product; empty if it can, and then it has been compiled."""
+    """Why it cannot run a product here; empty if it can, and then it has been compiled."""
+    return misfit(op, sizes, target) or missing()
+
+
+def misfit(op: Op, sizes: Mapping[str, int], target: Target) -> str:
+    """Why it cannot run a product anywhere; empty if it can."""
     if target.platform != "cpu":
         return f"it is for cpu, the target is {target.name}"
     tensors = [v.type for v in (*op.inputs[:2], op.results[0]) if isinstance(v.type, Tensor)]
@@ -24,4 +56,4 @@ def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
     wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
     if ranks != wanted:
         return f"operands and result have {ranks} dims, it takes {wanted}"
-    return native.obstacle()
+    return ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ import moegen as mg
 from moegen import routers
 from moegen.experts import mlp
 
+COMPILER = shutil.which("c++") is not None
+"""Whether the custom call can be made."""
 DEVICES = 8
 FLAGS = f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
 """What the process that runs this needs in XLA_FLAGS: devices, and a compiler in a hurry."""
@@ -63,6 +66,7 @@ class Case:
     exchange: str = "auto"
     overlap: int | str = 1
     send: str = "auto"
+    kernel: str = "auto"
     nightly: bool = False
 
     def schedule(self) -> mg.Schedule:
@@ -71,8 +75,8 @@ class Case:
         devices = jax.devices()[: int(np.prod(shape))]
         mesh = jax.make_mesh(shape, names, axis_types=auto, devices=devices)
         return mg.Schedule(
-            format=self.format, mesh=mesh, axes=self.axes, save=self.save, exchange=self.exchange,
-            overlap=self.overlap, send=self.send,
+            format=self.format, kernel=self.kernel, mesh=mesh, axes=self.axes, save=self.save,
+            exchange=self.exchange, overlap=self.overlap, send=self.send,
         )  # fmt: skip
 
     def arrays(self, layer: mg.Layer) -> tuple[Any, ...]:
@@ -149,6 +153,10 @@ CASES = {
         {"e1": 2, "fsdp": 2, "e2": 2}, format="sorted", sizes=(8, 5, 8, 4), crowded=True,
         router=NOISY.bind(dropless=True), axes={"e1": "G E", "e2": "G E"}, exchange="ragged",
         nightly=True,
+    ),
+    "sorted rows by the custom call, without a capacity, crowded": Case(
+        {"data": 2, "expert": 4}, format="sorted", kernel="native", sizes=(8, 5, 8, 4),
+        crowded=True, router=NOISY.bind(dropless=True),
     ),
     "one batch priority over the tokens of all devices": Case(
         {"data": 2, "expert": 4}, format="sorted", sizes=(8, 5, 8, 4),
@@ -251,7 +259,11 @@ def main() -> None:
     parser.add_argument("--random", type=int, metavar="N")
     parser.add_argument("--nightly", action="store_true")
     given = parser.parse_args()
-    wanted = {n: c for n, c in CASES.items() if c.nightly == given.nightly}
+    wanted = {
+        n: c
+        for n, c in CASES.items()
+        if c.nightly == given.nightly and (c.kernel != "native" or COMPILER)
+    }
     print(json.dumps(
         random_errors(given.random) if given.random else {n: c.error() for n, c in wanted.items()}
     ))  # fmt: skip

@@ -10,6 +10,7 @@ from jax import export
 
 from vmoe.errors import UserError
 from vmoe.inference import Choices, chosen_model, run
+from vmoe.moe import lowered_for
 from vmoe.use.classify import probabilities
 from vmoe.use.trained import Trained
 
@@ -51,7 +52,8 @@ def exported(
         served = choices.served if share is None else 1.0 - share if argument == "skip" else share
         return _probabilities(trained, choices, images, served)
 
-    return bytes(export.export(jax.jit(program), platforms=platforms)(*given).serialize())
+    with lowered_for(jax.default_backend()):
+        return bytes(export.export(jax.jit(program), platforms=platforms)(*given).serialize())
 
 
 def _probabilities(trained: Trained, choices: Choices, pixels: jax.Array, served: Any) -> jax.Array:

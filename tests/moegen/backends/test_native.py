@@ -12,6 +12,8 @@ from moegen.errors import LoweringError
 from moegen.experts import mlp
 from moegen.kernels.grouped_dot import native
 from moegen.routers import noisy_top_k
+from tests.moegen.layer_cases import CORNERS
+from tests.moegen.test_oracle import check, expected
 
 compiler = pytest.mark.skipif(
     shutil.which("c++") is None, reason="no C++ compiler to make the call with"
@@ -42,6 +44,70 @@ def test_a_layer_and_its_gradients_are_those_of_runs(dtype, tolerance):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         a, b = (np.asarray(v, np.float32) for v in (a, b))
         np.testing.assert_allclose(a, b, atol=tolerance * max(1.0, np.abs(b).max()))
+
+
+def loss_of(layer):
+    return lambda params, x: jnp.sum(jnp.cos(layer(params, x)[0]))
+
+
+def agree(found, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance * max(1.0, np.abs(b).max()))
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A router, tokens and parameters for which `auto` takes the call, and what it should give."""
+    router = noisy_top_k.bind(k=2, noise_std=0.0, dropless=True)
+    x = jax.random.normal(jax.random.key(0), (2, 128, 64))
+    masks = mg.compile(router, mlp, mg.Schedule(format="onehot"))
+    params = masks.init(jax.random.key(1), x, experts=8, hidden=128)
+    return router, params, x, jax.jit(jax.value_and_grad(loss_of(masks), (0, 1)))(params, x)
+
+
+def test_auto_under_jit_grad_remat_and_with_little_kept(custom_call, wide):
+    router, params, x, expected = wide
+    layer = mg.compile(router, mlp)
+    assert layer.lower(params, x).choice.kernel == "native"
+    gradients = jax.jit(jax.value_and_grad(loss_of(layer), (0, 1)))
+    found = gradients(params, x)
+    agree(found, expected)
+    again = gradients(params, x)
+    jax.tree.map(np.testing.assert_array_equal, again, found)  # a resumed run relies on it
+    least = mg.compile(router, mlp, mg.Schedule(save="least"))
+    assert least.lower(params, x).choice.kernel == "native"
+    for same in (least, jax.checkpoint(layer)):
+        agree(jax.jit(jax.value_and_grad(loss_of(same), (0, 1)))(params, x), expected)
+
+
+def test_auto_under_vmap(custom_call, wide):
+    router, params, x, _ = wide
+    found, expected = (
+        jax.jit(jax.vmap(jax.grad(loss_of(mg.compile(router, mlp, schedule))), (None, 0)))(
+            params, x
+        )
+        for schedule in (mg.Schedule(), mg.Schedule(format="slots"))
+    )
+    agree(found, expected)
+
+
+def test_a_program_that_leaves_the_machine_does_without(custom_call, wide):
+    router, params, x, _ = wide
+    layer = mg.compile(router, mlp, mg.Schedule(target="cpu"))
+    exported = jax.export.export(jax.jit(loss_of(layer)), platforms=("cpu", "tpu"))(params, x)
+    assert "custom_call" not in exported.mlir_module()
+    with pytest.raises(ValueError, match="custom_call @moegen_grouped_dot"):
+        jax.export.export(jax.jit(loss_of(mg.compile(router, mlp))))(params, x)
+
+
+@pytest.mark.parametrize("name", ["empty_experts_dropless", "tokens_without_any_slot"])
+def test_the_layer_of_the_oracle(custom_call, name):
+    case = CORNERS[name]
+    layer = mg.compile(
+        case.layer("sorted").router, mlp, mg.Schedule(format="sorted", kernel="native")
+    )
+    y, aux = layer(case.params, case.x, **case.inputs)
+    check({"y": y, **aux}, expected(case))
 
 
 @compiler

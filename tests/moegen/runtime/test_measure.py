@@ -51,6 +51,16 @@ def test_all_formats_run_and_the_fastest_is_taken(training):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+def test_the_custom_call_is_one_of_them_where_auto_may_take_it(custom_call, clock, monkeypatch):
+    monkeypatch.setattr(measure, "_estimate", lambda one: 1.0 + (one.choice.kernel != "native"))
+    monkeypatch.setattr(measure, "HOPELESS", 1.5)
+    layer = layer_of()
+    tuned, found = mg.autotune(layer, params_of(layer), X)
+    assert (found.format, set(found.left_out)) == ("native", {"onehot", "slots", "sorted"})
+    assert (tuned.schedule.format, tuned.schedule.kernel) == ("sorted", "native")
+    assert set(measure._layers(layer_of(target="cpu"))) == {"onehot", "slots", "sorted"}
+
+
 def test_the_store_remembers_and_what_counts_is_in_the_key(tmp_path, clock):
     path = tmp_path / "store.json"
     layer = layer_of()

@@ -3,12 +3,15 @@
 import pytest
 
 from moegen.ir.parse import parse
+from moegen.passes.select_kernels import KernelChoice, select_kernels
 from moegen.tune import cpu_cost
 from moegen.tune.cost import op_cost, program_cost
 from moegen.tune.target import target_named
 
 CPU = target_named("cpu")
 SIZES = {"G": 1, "E": 4, "C": 8, "D": 16, "F": 32, "N": 64}
+LARGE = 1e18
+"""FLOPs of a product that is not small."""
 WEIGHTS = 4 * 4 * 16 * 32
 """Bytes of float32 [E, D, F]."""
 ROWS_D, ROWS_F = 4 * 64 * 16, 4 * 64 * 32
@@ -31,15 +34,40 @@ DOWN = '%y: f32[N, D] = grouped_dot(%a, %u, %sizes, over="F", block=8)'
 
 def test_a_batched_product_is_slower_with_few_rows():
     (dot,) = program('%y: f32[G, E, C, F] = dot(%s, %w, over="D")').ops
-    assert cpu_cost.slowdown(dot, SIZES) == 1 + 24 / 8
-    assert cpu_cost.slowdown(dot, {**SIZES, "G": 3}) == 1 + 24 / 24
+    assert cpu_cost.slowdown(dot, LARGE, SIZES) == pytest.approx(1 + 24 / 8, rel=1e-6)
+    assert cpu_cost.slowdown(dot, LARGE, {**SIZES, "G": 3}) == pytest.approx(1 + 24 / 24, rel=1e-6)
     once, thrice = (op_cost(dot, {**SIZES, "C": c}, CPU).seconds for c in (10**6, 3 * 10**6))
     assert thrice == pytest.approx(3 * once, rel=0.01)
 
 
+def test_small_products_of_one_expert_are_left_to_one_core():
+    (dot,) = program('%y: f32[G, E, C, F] = dot(%s, %w, over="D")').ops
+    (up,) = program(UP, returns="h=%h").ops
+    many = {**SIZES, "C": 10**6}
+    twice = cpu_cost.SMALL * SIZES["E"]
+    assert cpu_cost.slowdown(dot, twice, many) == pytest.approx(2, rel=1e-3)
+    assert cpu_cost.slowdown(up, twice, many) == 2
+    assert cpu_cost.slowdown(dot, 1.0, many) == pytest.approx(cpu_cost.ONE_CORE_BATCHED, rel=1e-3)
+    assert cpu_cost.slowdown(up, 1.0, many) == cpu_cost.ONE_CORE
+
+
+def test_the_custom_call_copies_no_weights_and_its_rows_are_moved_and_what_is_fused_is_not():
+    plain = program(UP, BIAS, ADD, DOWN)
+    custom = select_kernels(plain, lambda p, op: KernelChoice("native"))
+    up, bias, add, _ = custom.ops
+    loops = cpu_cost.Loops.of(custom)
+    assert loops.moved(up, SIZES) == ROWS_D + WEIGHTS + 4 * 4 + ROWS_F
+    assert loops.moved(bias, SIZES) == 4 * 4 * 32 + 4 * 4
+    assert loops.moved(add, SIZES) == 2 * ROWS_F
+    assert op_cost(up, SIZES, CPU).bytes == ROWS_D + WEIGHTS + 4 * 4 + ROWS_F
+    spared = op_cost(plain.ops[0], SIZES, CPU).seconds - op_cost(up, SIZES, CPU).seconds
+    assert spared > 2 * WEIGHTS / CPU.bytes - cpu_cost.NATIVE_START
+    assert op_cost(up, SIZES, CPU).seconds > cpu_cost.NATIVE_START
+
+
 def test_a_product_that_is_not_batched_over_experts_is_as_fast_as_its_flops():
     (summed,) = program('%y: f32[G, C, F] = dot(%s, %w, over="E D")').ops
-    assert cpu_cost.slowdown(summed, SIZES) == 1
+    assert cpu_cost.slowdown(summed, 1.0, SIZES) == 1
 
 
 def test_a_loop_copies_the_slice_of_the_weights_and_not_the_rows():

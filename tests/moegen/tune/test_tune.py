@@ -6,14 +6,9 @@ import moegen as mg
 from moegen.errors import LoweringError, ScheduleError
 from moegen.ir.parse import parse
 from moegen.ir.types import value_bytes
-from moegen.tune.choose import (
-    balanced_block,
-    exchange_for,
-    gathers_inside,
-    kernel_for,
-    pick_format,
-)
+from moegen.tune.choose import gathers_inside, kernel_for
 from moegen.tune.cost import op_cost, op_flops, program_cost
+from moegen.tune.formats import balanced_block, exchange_for, pick_format
 from moegen.tune.target import TARGETS, Target, target_named
 from tests.moegen.programs import lowered, traced
 
@@ -101,7 +96,7 @@ def joint(**kwargs):
 
 def test_auto_takes_the_least_estimate():
     choice = pick_format(joint(), "auto", None, CPU)
-    seconds = {c.format: c.cost.seconds for c in choice.candidates}
+    seconds = {c.format: c.cost.seconds for c in choice.candidates if c.cost}
     assert choice.format == min(seconds, key=seconds.get)
     sizes = joint().sizes
     rows = sizes["G"] * sizes["S"] * sizes["K"]
@@ -117,9 +112,9 @@ def test_a_forced_format_is_taken_whatever_it_costs(format):
     assert lines[0].split() == ["format", "GFLOP", "MB", "moved", "est.", "ms"]
     assert [line.split()[0] for line in lines[1:4]] == ["onehot", "slots", "sorted"]
     assert [line.endswith("<- chosen") for line in lines[1:4]] == [
-        c.format == format for c in choice.candidates
+        c.format == format for c in choice.candidates[:3]
     ]
-    assert lines[4] == "asked for by the schedule"
+    assert lines[-1] == "asked for by the schedule"
 
 
 @mg.expert
@@ -135,12 +130,12 @@ def test_impossible_formats_are_explained():
 
 
 def test_no_format_is_possible(monkeypatch):
-    from moegen.tune import choose
+    from moegen.tune import formats
 
     def refuse(program, format, block, exchange):
         raise LoweringError(f"not as {format}")
 
-    monkeypatch.setattr(choose, "choose_format", refuse)
+    monkeypatch.setattr(formats, "choose_format", refuse)
     with pytest.raises(LoweringError, match="no format can hold it: not as onehot; not as slots"):
         pick_format(traced().program, "auto", None, CPU)
 

@@ -9,8 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from moegen.tune import formats
+from moegen.tune.cost import Cost
 from vmoe.cli import main
-from vmoe.inference import Choices, predict
+from vmoe.inference import Choices, predict, run
+from vmoe.moe import compiled_layer
+from vmoe.use.export import exported
 
 DOCS = Path(__file__).parents[3] / "docs" / "use.md"
 ONLY_JAX = """
@@ -87,6 +91,22 @@ def test_jax_alone_predicts_the_same_for_any_batch_size_and_budget(
     ):
         np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-6)
     assert np.abs(budgets[0] - budgets[1]).max() > 1e-3  # or the budget would say nothing
+
+
+def test_the_file_has_no_code_for_this_machine_alone(trained, custom_call, monkeypatch):
+    """Here the custom call is the cheapest by far; jax.export refuses it, were it taken."""
+
+    def cost(program, target):
+        return Cost(0, 0, not any(op.attr.get("kernel") == "native" for op in program.ops))
+
+    monkeypatch.setattr(formats, "program_cost", cost)
+    compiled_layer.cache_clear()
+    model, choices = trained.config.model, Choices(dropless=True)
+    pixels = jax.ShapeDtypeStruct((4, 8, 8, 1), "float32")
+    here = jax.make_jaxpr(lambda images: run(model, choices, trained.params, images))(pixels)
+    assert "ffi_call" in str(here)
+    assert exported(trained, choices, ("cpu", "tpu"))
+    compiled_layer.cache_clear()
 
 
 @pytest.mark.parametrize(
