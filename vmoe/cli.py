@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(name: str, flags: list[str]) -> int:
     from importlib import import_module
 
+    from moegen.errors import LoweringError, ScheduleError
     from vmoe.commands.given import Given
     from vmoe.errors import RunError, UserError
 
@@ -95,6 +96,8 @@ def _guarded(name: str, flags: list[str]) -> int:
         return code
     except UserError as error:
         return _complain(error, 2)
+    except (LoweringError, ScheduleError) as error:  # what moe.format and moe.lowering ask for
+        return _complain(error, 2)
     except RunError as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
@@ -105,7 +108,8 @@ def _guarded(name: str, flags: list[str]) -> int:
 
 
 def _complain(error: object, code: int) -> int:
-    print(f"vmoe: error: {' '.join(str(error).split())}", file=sys.stderr)
+    line = " ".join(str(error).replace("\n  fix:", "; fix:").split())
+    print(f"vmoe: error: {line}", file=sys.stderr)
     return code
 
 

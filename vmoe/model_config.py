@@ -15,6 +15,9 @@ POSITIONS = ("learned", "sincos2d", "none")
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
 FORMATS = ("auto", "onehot", "slots", "sorted")
+SAVES = ("all", "least")
+EXCHANGES = ("auto", "blocks", "ragged")
+OVERLAPS = ("auto", "ring", "inside")
 ROUTERS = (
     "noisy_top_k",
     "ensemble",
@@ -73,6 +76,21 @@ class RouterConfig:
 
 
 @dataclass(frozen=True)
+class LoweringConfig:
+    """How moegen lowers the layers; changes speed and memory, and numbers by rounding only.
+
+    Attributes:
+      save: what a layer keeps for its backward; one of SAVES.
+      exchange: how sorted rows travel on a mesh; one of EXCHANGES.
+      overlap: in how many chunks slots travel on a mesh, or one of OVERLAPS.
+    """
+
+    save: str = "all"
+    exchange: str = "auto"
+    overlap: int | str = 1
+
+
+@dataclass(frozen=True)
 class MoEConfig:
     """Which blocks have experts, and which.
 
@@ -86,6 +104,7 @@ class MoEConfig:
         them. From the first MoE block on, every image is there once per member.
       dropout: rate inside the experts.
       format: moegen's storage of the routing decision; one of FORMATS.
+      lowering: moegen's other choices; `moegen.Schedule` tells what each means.
       router: how tokens choose experts.
       eval_capacity_factors: one per MoE block, in order, outside training; empty: that of the
         router for all.
@@ -98,6 +117,7 @@ class MoEConfig:
     ensemble_size: int = 1
     dropout: float = 0.0
     format: str = "auto"
+    lowering: LoweringConfig = field(default_factory=LoweringConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     eval_capacity_factors: tuple[float, ...] = ()
 
@@ -213,6 +233,7 @@ def _validate_moe(moe: MoEConfig, depth: int) -> None:
             f'moe.format="sorted" has no buffer slots for moe.dropout={moe.dropout} to draw for; '
             'fix: moe.format="auto", or moe.dropout=0'
         )
+    _validate_lowering(moe.lowering)
     if not isinstance(moe.layers, tuple) or not all(type(i) is int for i in moe.layers):
         raise UserError(
             f"moe.layers={moe.layers!r} is no tuple of block numbers; fix: for example (1, 3)"
@@ -237,6 +258,15 @@ def _validate_moe(moe: MoEConfig, depth: int) -> None:
         _positive("moe.eval_capacity_factors", factor)
     _validate_ensemble(moe)
     _validate_router(moe.router, moe.num_experts, moe.ensemble_size)
+
+
+def _validate_lowering(lowering: LoweringConfig) -> None:
+    _one_of("moe.lowering.save", lowering.save, SAVES)
+    _one_of("moe.lowering.exchange", lowering.exchange, EXCHANGES)
+    if isinstance(lowering.overlap, str):
+        _one_of("moe.lowering.overlap", lowering.overlap, OVERLAPS)
+    else:
+        _at_least_one("moe.lowering.overlap", lowering.overlap)
 
 
 def _validate_ensemble(moe: MoEConfig) -> None:

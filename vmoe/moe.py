@@ -166,7 +166,29 @@ def compiled_layer(
     return moegen.compile(
         bound_router(config.router, train),
         experts.mlp.bind(dropout=config.dropout if train else 0.0),
-        schedule=moegen.Schedule(format=config.format, mesh=mesh, target=target),
+        schedule=schedule(config, mesh, target),
+    )
+
+
+def schedule(
+    config: MoEConfig,
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh | None = None,
+    target: str | None = None,
+) -> moegen.Schedule:
+    """How moegen is asked to lower a config's layers.
+
+    Without a mesh that shares experts out nothing is exchanged: the same run may be evaluated on
+    one device, and there `overlap` has no meaning.
+    """
+    lowering = config.lowering
+    exchanges = mesh is not None and mesh.shape.get("expert", 1) > 1
+    return moegen.Schedule(
+        format=config.format,
+        save=lowering.save,
+        exchange=lowering.exchange,
+        overlap=lowering.overlap if exchanges else 1,
+        mesh=mesh,
+        target=target,
     )
 
 

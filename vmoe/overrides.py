@@ -80,7 +80,8 @@ def bind(kind: Any, value: Any, path: str = "") -> Any:
         return _bind_dataclass(kind, value, path)
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         options = [option for option in typing.get_args(kind) if option is not type(None)]
-        return None if value is None else bind(options[0], value, path)
+        fits = [option for option in options if type(value) is option]
+        return None if value is None else bind((fits or options)[0], value, path)
     if typing.get_origin(kind) is tuple and isinstance(value, (tuple, list)):
         return _bind_tuple(kind, value, path)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from moegen.errors import LoweringError
 from vmoe.cli import COMMANDS, main
 
 
@@ -64,6 +65,16 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert err.count("\n") == 1
     assert message in err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_moegen_cannot_lower_is_one_line(capsys, monkeypatch):
+    def run(given):
+        raise LoweringError("no exchange of C=3 slots", fix='moe.format="slots"')
+
+    monkeypatch.setattr("vmoe.commands.configs.run", run)
+    assert main(["configs"]) == 2
+    err = capsys.readouterr().err
+    assert err == 'vmoe: error: no exchange of C=3 slots; fix: moe.format="slots"\n'
 
 
 def test_importing_the_command_imports_no_jax():

@@ -5,13 +5,17 @@ from dataclasses import replace
 import pytest
 
 from vmoe.errors import UserError
-from vmoe.model_config import ModelConfig, MoEConfig, RouterConfig
+from vmoe.model_config import LoweringConfig, ModelConfig, MoEConfig, RouterConfig
 
 GOOD = ModelConfig(moe=MoEConfig())
 
 
 def with_moe(**changes) -> ModelConfig:
     return replace(GOOD, moe=replace(GOOD.moe, **changes))
+
+
+def with_lowering(**changes) -> ModelConfig:
+    return with_moe(lowering=LoweringConfig(**changes))
 
 
 def with_router(**changes) -> ModelConfig:
@@ -61,6 +65,10 @@ def test_which_blocks_are_sparse():
         (with_moe(dropout=2.0), r"moe.dropout=2.0 is no dropout rate"),
         (with_moe(format="slot"), r'moe.format="slot" is unknown; fix: did you mean "slots"'),
         (with_moe(format="sorted", dropout=0.1), r'"sorted" has no .* fix: moe.format="auto"'),
+        (with_lowering(save="lest"), r'moe.lowering.save="lest" is unknown; fix: .*"least"'),
+        (with_lowering(exchange="block"), r'did you mean "blocks"'),
+        (with_lowering(overlap="rings"), r'did you mean "ring"'),
+        (with_lowering(overlap=0), r"moe.lowering.overlap=0 must be"),
         (with_router(name="noisy_topk"), r'did you mean "noisy_top_k"'),
         (with_router(k=9), r"k=9 is more than moe.num_experts=8; fix: pick k <= 8"),
         (with_router(k=0), r"moe.router.k=0 must be"),

@@ -10,8 +10,8 @@ import pytest
 import moegen
 from vmoe.errors import UserError
 from vmoe.layers.mlp import mlp
-from vmoe.model_config import MoEConfig, RouterConfig
-from vmoe.moe import compiled_layer, group_count, init_moe, moe_block
+from vmoe.model_config import EXCHANGES, OVERLAPS, SAVES, LoweringConfig, MoEConfig, RouterConfig
+from vmoe.moe import compiled_layer, group_count, init_moe, moe_block, schedule
 
 KEY = jax.random.key(0)
 WIDTH, HIDDEN, TOKENS = 8, 16, 6
@@ -200,6 +200,33 @@ def test_bf16_experts_with_an_f32_router(form):
 def test_a_config_has_one_layer_for_all_its_blocks():
     assert compiled_layer(CONFIG, True) is compiled_layer(replace(CONFIG), True)
     assert compiled_layer(CONFIG, True) is not compiled_layer(CONFIG, False)
+
+
+@pytest.mark.parametrize(
+    "setting, values",
+    [("save", SAVES), ("exchange", EXCHANGES), ("overlap", (*OVERLAPS, 1, 4))],
+)
+def test_what_a_config_says_of_lowering_is_asked_of_moegen(setting, values):
+    mesh = jax.sharding.AbstractMesh((2,), ("expert",))
+    for value in values:
+        config = replace(CONFIG, lowering=LoweringConfig(**{setting: value}))
+        assert schedule(config, mesh) == moegen.Schedule(mesh=mesh, **{setting: value})
+
+
+def test_nothing_overlaps_where_nothing_is_exchanged():
+    config = replace(CONFIG, lowering=LoweringConfig(overlap="ring"))
+    assert schedule(config) == moegen.Schedule()
+
+
+def test_lowering_changes_no_number():
+    config = replace(CONFIG, lowering=LoweringConfig(save="least"))
+
+    def loss(params, config):
+        return jnp.square(moe_block(config, params, images(4))[0]).sum()
+
+    plain = jax.tree.leaves(jax.grad(loss)(PARAMS, CONFIG))
+    for mine, wanted in zip(jax.tree.leaves(jax.grad(loss)(PARAMS, config)), plain, strict=True):
+        np.testing.assert_allclose(mine, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_second_block_of_the_same_shape_compiles_nothing():
