@@ -35,6 +35,13 @@ struct Fetch {
   int64_t rows = 0;
 };
 
+// The shift of a Fetch for `bytes` of each row.
+inline int lines_of(int64_t bytes) {
+  int shift = 0;
+  while ((int64_t{kLine} << shift) < bytes) ++shift;
+  return shift;
+}
+
 // sum over words k of a[r * row_step + k * k_step] times panel[k, 64], for R rows; added to
 // `sums` unless this is the first part of the depth, and written to `out` if it is the last.
 template <typename T, int R>
@@ -82,18 +89,43 @@ struct Block {
   int64_t depth, width;
 };
 
+// Rows of a product's left operand as a tile reads them, words k_step apart.
+struct Left {
+  const float* data;
+  int64_t row_step, k_step;
+};
+
+// Rows from `row` on, words of neighbours from `k` on: where they are if that can be, else copied.
+template <typename T>
+Left left_rows(const Matrix<T>& a, int64_t row, int64_t rows, int64_t k, int64_t deep,
+               std::vector<float>& store) {
+  constexpr int kStep = kPerWord<T>;
+  if (kAsStored<T> && !a.transposed && a.step % kStep == 0 && deep % kStep == 0) {
+    return {reinterpret_cast<const float*>(a.at(row, k)), a.step / kStep, 1};
+  }
+  const int64_t high = words<T>(deep), row_step = high + kLanes;
+  store.resize(rows * row_step);
+  if (a.transposed) {
+    for (int64_t at = 0; at < deep; at += kStep) {
+      copy_across(a.at(row, k + at), a.step, deep - at, rows, store.data() + at / kStep * rows);
+    }
+    return {store.data(), 1, rows};
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    copy_along(a.at(row + r, k), deep, store.data() + r * row_step);
+  }
+  return {store.data(), row_step, 1};
+}
+
 // Columns `first` to `first + width` of out[rows, all] = a[rows, depth] b[depth, all].
 template <typename T>
 void multiply(Matrix<T> a, Matrix<T> b, int64_t rows, int64_t depth, int64_t all, int64_t first,
               Block block, T* out, Fetch after) {
-  constexpr int kStep = kPerWord<T>;
   thread_local std::vector<float> panel_store, left_store, sums;
   const int64_t width = std::min(block.width, all - first);
   panel_store.resize(block.depth * (block.width + kColumns) + kLanes);
-  left_store.resize((block.depth + kLanes) * kChunk);
   float* panels = panel_store.data();
   panels += (kLine - reinterpret_cast<uintptr_t>(panels) % kLine) % kLine / sizeof(float);
-  float* left = left_store.data();
   const int64_t sums_step = (block.width + kColumns - 1) / kColumns * kColumns;
   if (depth > block.depth) sums.resize(rows * sums_step);
   int64_t from_k = 0;
@@ -102,28 +134,20 @@ void multiply(Matrix<T> a, Matrix<T> b, int64_t rows, int64_t depth, int64_t all
     pack(Matrix<T>{b.at(from_k, first), b.step, b.transposed}, deep, width, panels);
     const bool last = from_k + deep == depth;
     Fetch fetch = after;
-    if (!last) fetch.data = reinterpret_cast<const char*>(b.at(from_k + deep, first));
+    if (!last) {
+      fetch.data = reinterpret_cast<const char*>(b.at(from_k + deep, first));
+      fetch.rows = b.transposed ? width : std::min(block.depth, depth - from_k - deep);
+    }
     int64_t line = 0;
     for (int64_t at = 0; at < rows; at += kChunk) {
       const int64_t chunk = std::min<int64_t>(kChunk, rows - at);
-      int64_t row_step, k_step;
-      if (a.transposed) {
-        row_step = 1, k_step = chunk;
-        for (int64_t k = 0; k < deep; k += kStep) {
-          copy_across(a.at(at, from_k + k), a.step, deep - k, chunk, left + k / kStep * chunk);
-        }
-      } else {
-        row_step = high + kLanes, k_step = 1;
-        for (int64_t r = 0; r < chunk; ++r) {
-          copy_along(a.at(at + r, from_k), deep, left + r * row_step);
-        }
-      }
+      const Left left = left_rows(a, at, chunk, from_k, deep, left_store);
       const int64_t tiles = (chunk + kRows - 1) / kRows;
       for (int64_t t = 0; t < tiles; ++t) {
         const int64_t from = chunk * t / tiles, to = chunk * (t + 1) / tiles;
         for (int64_t c = 0; c < width; c += kColumns, line += high) {
           kTiles<T>[to - from - 1](
-              left + from * row_step, row_step, k_step, panels + c * high, high,
+              left.data + from * left.row_step, left.row_step, left.k_step, panels + c * high, high,
               sums.data() + (at + from) * sums_step + c, sums_step, from_k == 0,
               last ? out + (at + from) * all + first + c : nullptr, all,
               int(std::min<int64_t>(kColumns, width - c)), fetch, line);
@@ -192,11 +216,10 @@ template <typename T>
 void dot(ffi::ThreadPool& pool, const T* rows, const T* weights, const std::vector<int64_t>& starts,
          int64_t count, int64_t depth, int64_t width, bool transposed, T* out) {
   const int64_t piece = 2048 / sizeof(T);
-  const bool few = starts.back() < 128 * int64_t(starts.size() - 1);  // rows: packing takes longer
+  const bool few = starts.back() < 64 * int64_t(starts.size() - 1);  // rows: packing takes longer
   Block block = transposed ? Block{piece, 128} : few ? Block{128, piece} : Block{256, piece / 2};
   const int64_t along = transposed ? block.depth : block.width;  // of what lies side by side
-  int shift = 0;
-  while ((int64_t{kLine} << shift) < along * int64_t(sizeof(T))) ++shift;
+  const int shift = lines_of(along * sizeof(T));
   block = {std::min(block.depth, depth), std::min(block.width, width)};
   const int64_t blocks = (width + block.width - 1) / block.width;
   const std::vector<int64_t> experts = by_load(starts);
@@ -225,14 +248,21 @@ void outer(ffi::ThreadPool& pool, const T* a, const T* b, const std::vector<int6
   const int64_t experts = starts.size() - 1;
   int64_t most = 1;
   for (int64_t e = 0; e < experts; ++e) most = std::max(most, starts[e + 1] - starts[e]);
-  const int64_t fits = most <= 256 ? 512 : most <= 512 ? 256 : 128;
-  const Block block{most, std::min(fits, width)};
+  const Block block{std::min<int64_t>(most, 1024 * kPerWord<T>),
+                    std::min<int64_t>(most <= 256 ? 512 : 256, width)};
   const int64_t blocks = (width + block.width - 1) / block.width;
-  share(pool, experts * blocks, [=, &starts](int64_t unit, int64_t) {
-    const int64_t e = unit / blocks, depth = starts[e + 1] - starts[e];
+  const int shift = lines_of(block.width * sizeof(T));
+  share(pool, experts * blocks, [=, &starts](int64_t unit, int64_t after) {
+    const int64_t e = unit / blocks, depth = starts[e + 1] - starts[e], next = after / blocks;
+    Fetch fetch{nullptr, width * int64_t(sizeof(T)), shift, 0};
+    if (next < experts) {
+      fetch.rows = starts[next + 1] - starts[next];
+      const T* from = b + starts[next] * width + after % blocks * block.width;
+      fetch.data = reinterpret_cast<const char*>(from);
+    }
     multiply<T>({a + starts[e] * height, height, true}, {b + starts[e] * width, width, false},
                 height, depth, width, unit % blocks * block.width, block, out + e * height * width,
-                Fetch{});
+                fetch);
   });
 }
 

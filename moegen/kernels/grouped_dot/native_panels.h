@@ -48,6 +48,9 @@ constexpr int kPerWord = 1;
 template <>
 constexpr int kPerWord<Bf16> = 2;
 #endif
+// Whether words are as they lie in memory.
+template <typename T>
+constexpr bool kAsStored = kPerWord<T> * sizeof(T) == sizeof(float);
 template <typename T>
 inline int64_t words(int64_t depth) {
   return (depth + kPerWord<T> - 1) / kPerWord<T>;
@@ -159,19 +162,42 @@ void copy_across(const T* from, int64_t apart, int64_t left, int64_t count, floa
   for (; i < count; ++i) to[i] = word_of(from + i, apart, left);
 }
 
-// One of the steps that transpose 16 rows of 16: blocks of N change places across 2 N.
-template <int N>
-void swap_halves(Floats* rows) {
-  for (int i = 0; i < kLanes; ++i) {
-    if (i & N) continue;
-    Words low, high;
-    for (int l = 0; l < kLanes; ++l) {
-      low[l] = l & N ? 16 + l - N : l;
-      high[l] = l & N ? 16 + l : l + N;
-    }
-    const Floats a = rows[i], b = rows[i + N];
-    rows[i] = __builtin_shuffle(a, b, low);
-    rows[i + N] = __builtin_shuffle(a, b, high);
+// Four of the quarters of two vectors, 0 to 3 and 4 to 7.
+template <int A, int B, int C, int D>
+inline Floats quarters(Floats x, Floats y) {
+  constexpr int from[] = {A, B, C, D};
+  Words at;
+  for (int l = 0; l < kLanes; ++l) at[l] = from[l / 4] * 4 + l % 4;
+  return __builtin_shuffle(x, y, at);
+}
+
+// In each quarter four of its words in two vectors, 0 to 3 and 4 to 7.
+template <int A, int B, int C, int D>
+inline Floats in_quarters(Floats x, Floats y) {
+  constexpr int from[] = {A, B, C, D};
+  Words at;
+  for (int l = 0; l < kLanes; ++l) at[l] = l / 4 * 4 + from[l % 4] % 4 + from[l % 4] / 4 * kLanes;
+  return __builtin_shuffle(x, y, at);
+}
+
+// The transpose of 16 rows of 16 words, `apart` in `to`: of quarters, then of the words in each.
+inline void turn(const Floats* rows, float* to, int apart) {
+  Floats quads[4][4];
+  for (int i = 0; i < 4; ++i) {
+    const Floats a = rows[i], b = rows[i + 4], c = rows[i + 8], d = rows[i + 12];
+    const Floats ab = quarters<0, 1, 4, 5>(a, b), cd = quarters<0, 1, 4, 5>(c, d);
+    const Floats ab_high = quarters<2, 3, 6, 7>(a, b), cd_high = quarters<2, 3, 6, 7>(c, d);
+    quads[0][i] = quarters<0, 2, 4, 6>(ab, cd), quads[1][i] = quarters<1, 3, 5, 7>(ab, cd);
+    quads[2][i] = quarters<0, 2, 4, 6>(ab_high, cd_high);
+    quads[3][i] = quarters<1, 3, 5, 7>(ab_high, cd_high);
+  }
+  for (int q = 0; q < 4; ++q, to += 4 * apart) {
+    const Floats *r = quads[q];
+    const Floats a = in_quarters<0, 4, 1, 5>(r[0], r[1]), b = in_quarters<0, 4, 1, 5>(r[2], r[3]);
+    const Floats c = in_quarters<2, 6, 3, 7>(r[0], r[1]), d = in_quarters<2, 6, 3, 7>(r[2], r[3]);
+    store(to, in_quarters<0, 1, 4, 5>(a, b)), store(to + apart, in_quarters<2, 3, 6, 7>(a, b));
+    store(to + 2 * apart, in_quarters<0, 1, 4, 5>(c, d));
+    store(to + 3 * apart, in_quarters<2, 3, 6, 7>(c, d));
   }
 }
 
@@ -196,8 +222,7 @@ void pack(Matrix<T> b, int64_t depth, int64_t width, float* panels) {
       if (c + kLanes <= width && k + kLanes * kStep <= depth) {
         Floats rows[kLanes];
         for (int i = 0; i < kLanes; ++i) rows[i] = words_at(b.at(k, c + i));
-        swap_halves<8>(rows), swap_halves<4>(rows), swap_halves<2>(rows), swap_halves<1>(rows);
-        for (int i = 0; i < kLanes; ++i) store(to + (k / kStep + i) * kColumns, rows[i]);
+        turn(rows, to + k / kStep * kColumns, kColumns);
       } else {
         for (int64_t i = k; i < std::min(k + kLanes * kStep, depth); i += kStep) {
           for (int64_t j = 0; j < std::min<int64_t>(kLanes, width - c); ++j) {

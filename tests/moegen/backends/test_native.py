@@ -137,3 +137,18 @@ def test_without_a_compiler_that_takes_it_there_is_a_reason(tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert reason in native.obstacle.__wrapped__()
     assert not list(tmp_path.rglob("*.so"))
+
+
+@compiler
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_weight_gradient_of_more_rows_than_are_packed_at_once(dtype):
+    rng, sizes = np.random.default_rng(0), [2300, 0, 5]
+    a, b = (jnp.asarray(rng.normal(size=(2310, n)), dtype) for n in (6, 9))
+    found = native.grouped_outer_native(a, b, jnp.asarray(sizes, jnp.int32))
+    wide = [np.asarray(v, np.float64) for v in (a, b)]
+    for e, mine in enumerate([slice(0, 2300), slice(0, 0), slice(2300, 2305)]):
+        expected = wide[0][mine].T @ wide[1][mine]
+        scale = max(1.0, np.abs(expected).max(initial=0))
+        np.testing.assert_allclose(
+            np.asarray(found[e], np.float64), expected, atol=4e-3 * scale, rtol=4e-3
+        )
