@@ -150,9 +150,16 @@ def slots_times_tokens(
     """For each choice [G, S, K], the inner product of its row with its token's x[G, S, ...]."""
     flat, at = slot_rows(rows, slot, capacity)
     axes = tuple(range(2, x.ndim))
+
+    # A product, not a sum: XLA on CPU adds up along the last axis number by number (jax 0.10).
+    def inner(row: jax.Array) -> jax.Array:
+        return jax.lax.dot_general(
+            row, x, ((axes, axes), ((0, 1), (0, 1))),
+            precision=jax.lax.Precision.HIGHEST, preferred_element_type=dtype,
+        )  # fmt: skip
+
     products = [
-        jnp.sum((flat.at[at[:, :, k]].get(mode="fill", fill_value=0) * x).astype(dtype), axes)
-        for k in range(slot.shape[2])
+        inner(flat.at[at[:, :, k]].get(mode="fill", fill_value=0)) for k in range(slot.shape[2])
     ]
     return jnp.stack(products, axis=-1)
 
