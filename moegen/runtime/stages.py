@@ -71,7 +71,7 @@ class Traced:
             s = self.schedule
             elsewhere = s.elsewhere()
             choice = pick_format(
-                program, s.format, s.block, target, s.exchange, s.kernel, elsewhere
+                program, s.format, s.block, target, s.exchange, s.kernel, elsewhere, s.overlap
             )
             chosen.append(choice)
             return choice.stored

@@ -14,6 +14,7 @@ from moegen.passes.choose_format import FORMATS, choose_format
 from moegen.passes.fuse_scales import fuse_scales
 from moegen.passes.select_kernels import KernelChoice, select_kernels
 from moegen.tune import native
+from moegen.tune.chunks import chunks_for
 from moegen.tune.cost import Cost, program_cost
 from moegen.tune.target import Target
 
@@ -93,6 +94,7 @@ def pick_format(
     exchange: str = "auto",
     kernel: str = "auto",
     elsewhere: str = "nobody asked for it",
+    overlap: int | str = 1,
 ) -> FormatChoice:
     """Estimates every format on a program, joint or not; "auto" takes the cheapest.
 
@@ -107,6 +109,7 @@ def pick_format(
       exchange: how sorted rows travel on a mesh.
       kernel: of grouped products, as in the schedule.
       elsewhere: why the program must do without code for this machine alone; empty if it need not.
+      overlap: as in the schedule; a format in which nothing can overlap so is not possible.
 
     Raises:
       ScheduleError: for an unknown format, or an unknown value of the environment's MOEGEN_NATIVE.
@@ -119,7 +122,7 @@ def pick_format(
     way = exchange_for(exchange, target)
     ways = _ways(kernel, target)
     barred = (elsewhere or native.barred()) if kernel == "auto" and target.platform == "cpu" else ""
-    found = [_candidate(program, f, k, block, way, target, barred) for f, k in ways]
+    found = [_candidate(program, f, k, block, way, target, barred, overlap) for f, k in ways]
     wanted = [i for i, c in enumerate(found) if format in ("auto", c.format)]
     taken = _cheapest(found, wanted)
     while taken is not None and kernel == "auto" and found[taken].kernel and native.missing():
@@ -194,6 +197,7 @@ def _candidate(
     exchange: str,
     target: Target,
     barred: str,
+    overlap: int | str,
 ) -> Candidate:
     """A format with its cost, or with the reason if it cannot be, or the custom call is barred."""
     if kernel and barred:
@@ -201,6 +205,8 @@ def _candidate(
     rows = _block(program, block, kernel, target)
     try:
         lowered = choose_format(program, format, rows, exchange)
+        if overlap != "auto":
+            chunks_for(lowered, overlap, target)
     except MoegenError as error:
         return Candidate(format, None, error.what, kernel)
     if kernel:

@@ -142,3 +142,14 @@ def test_rows_are_sent_where_their_overlap_is_asked_for():
 
 def test_auto_leaves_what_does_not_travel_in_slots():
     assert lowered(overlap="auto", format="sorted", target="tpu_v5e").choice.format == "sorted"
+
+
+@pytest.mark.parametrize("overlap", [2, "ring"])
+def test_auto_takes_a_format_that_can_overlap_as_asked(overlap):
+    sizes = (8, 64, 8, 32, 64)
+    router = routers.noisy_top_k.bind(k=1, noise_std=0.0, dropless=True)
+    assert lowered(router, sizes, format="auto").choice.name == "sorted"
+    choice = lowered(router, sizes, format="auto", overlap=overlap).choice
+    assert choice.format in ("slots", "onehot")
+    (refused,) = [c.refused for c in choice.candidates if c.name == "sorted"]
+    assert refused.startswith("@noisy_top_k_mlp: no exchange of C=")
