@@ -66,6 +66,18 @@ def walk(text: str, leaf: Callable[[str], Any], apply: Callable[..., Any]) -> An
     return visit(tree)
 
 
+def ops_of_epilogue(op: Op) -> list[str]:
+    """The names of the elementwise ops in an op's epilogue, as often as they are in it."""
+    found: list[str] = []
+
+    def apply(name: str, args: list[object], attrs: dict[str, object]) -> None:
+        found.append(name)
+
+    for text in op.attr.get("epilogue", ()):
+        walk(text, lambda name: None, apply)
+    return found
+
+
 def _not_finite(node: ast.expr) -> float | None:
     """inf, -inf and nan: numbers that Python has no literal for."""
     text = ast.unparse(node)

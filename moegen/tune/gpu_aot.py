@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from moegen.tune import pallas_gpu
+from moegen.tune import pallas_gpu, pallas_triton
 from moegen.tune.compiler import Job
 from moegen.tune.gpu_compiler import Compilation, compile_for
 from moegen.tune.target import MIB
@@ -46,30 +46,37 @@ SHAPES = (
 """What is compiled: both directions, and widths that are no multiples of the tile's."""
 
 
-def kernels(target: str) -> tuple[str, ...]:
-    """The kernels that run on a target."""
-    return () if target in pallas_gpu.WITHOUT_WGMMA else ("pallas_gpu",)
+ANY_WIDTH = (
+    Shape("forward, 1000 rows, 100 x 201", "dot", 1000, 100, 201, 4),
+    Shape("forward, f32, 768 x 3072", "dot", 8192, 768, 3072, 32, (("dtype", "float32"),)),
+)
+"""For a kernel that takes them."""
 
 
-def tile(kernel: str, shape: Shape) -> tuple[int, ...]:
-    """The tile that a kernel takes for a product."""
-    if shape.product == "outer":
-        return pallas_gpu.outer_tile(shape.depth, shape.width)
-    return pallas_gpu.dot_tile(shape.width, BLOCK, shape.held)
-
-
-def jobs(target: str) -> Iterator[tuple[str, Shape, Job]]:
+def jobs(target: str) -> Iterator[tuple[str, Job]]:
     """The programs for a target, each with its kernel."""
-    for kernel in kernels(target):
+    if target not in pallas_gpu.WITHOUT_WGMMA:
         for shape in SHAPES:
-            sizes = {"rows": shape.rows, "depth": shape.depth, "width": shape.width}
-            given = {**sizes, "experts": shape.experts, "tile": tile(kernel, shape)}
-            case = CASES + shape.product
-            yield (
-                kernel,
-                shape,
-                Job(shape.name, case, {"kernel": kernel, **given, **dict(shape.settings)}),
+            tile = (
+                pallas_gpu.outer_tile(shape.depth, shape.width)
+                if shape.product == "outer"
+                else pallas_gpu.dot_tile(shape.width, BLOCK, shape.held)
             )
+            yield "pallas_gpu", job("pallas_gpu", shape, tile)
+    for shape in (*SHAPES, *ANY_WIDTH):
+        tile = (
+            pallas_triton.outer_tile(shape.depth, shape.width)
+            if shape.product == "outer"
+            else pallas_triton.dot_tile(shape.rows, shape.depth, shape.width, shape.experts)
+        )
+        yield "pallas_triton", job("pallas_triton", shape, tile)
+
+
+def job(kernel: str, shape: Shape, tile: tuple[int, ...]) -> Job:
+    """A product by a kernel."""
+    sizes = {"rows": shape.rows, "depth": shape.depth, "width": shape.width}
+    given = {"kernel": kernel, **sizes, "experts": shape.experts, "tile": tile}
+    return Job(shape.name, CASES + shape.product, {**given, **dict(shape.settings)})
 
 
 def table(targets: tuple[str, ...], progress: Callable[[str], None]) -> str:
@@ -85,10 +92,10 @@ def table(targets: tuple[str, ...], progress: Callable[[str], None]) -> str:
     ]
     for target in targets:
         listed = list(jobs(target))
-        results = compile_for(target, [job for _, _, job in listed])
-        for (kernel, shape, job), result in zip(listed, results, strict=True):
+        results = compile_for(target, [job for _, job in listed])
+        for (kernel, job), result in zip(listed, results, strict=True):
             lines.append(row(target, kernel, job, result))
-            progress(f"{target}: {kernel}: {shape.name}: {result.error or 'compiles'}")
+            progress(f"{target}: {kernel}: {job.name}: {result.error or 'compiles'}")
     return "\n".join(lines) + "\n"
 
 

@@ -9,10 +9,17 @@ import jax
 import jax.numpy as jnp
 
 from moegen.kernels.grouped_dot.pallas_gpu import grouped_dot_gpu, grouped_outer_gpu
+from moegen.kernels.grouped_dot.pallas_triton import grouped_dot_triton, grouped_outer_triton
 
 Case = tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]
-DOTS: dict[str, Callable[..., Any]] = {"pallas_gpu": grouped_dot_gpu}
-OUTERS: dict[str, Callable[..., Any]] = {"pallas_gpu": grouped_outer_gpu}
+DOTS: dict[str, Callable[..., Any]] = {
+    "pallas_gpu": grouped_dot_gpu,
+    "pallas_triton": grouped_dot_triton,
+}
+OUTERS: dict[str, Callable[..., Any]] = {
+    "pallas_gpu": grouped_outer_gpu,
+    "pallas_triton": grouped_outer_triton,
+}
 EPILOGUES: dict[str, tuple[tuple[str, ...], int, Callable[..., tuple[jax.Array, ...]]]] = {
     "kept gelu": ((), 2, lambda acc: (acc, jax.nn.gelu(acc))),
     "bias": (("column",), 1, lambda acc, c0: (jax.nn.gelu(acc + c0),)),

@@ -163,7 +163,7 @@ def environment(folder: Path, dumps: str) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "JAX_PLATFORMS": "cpu",
         # Without the second flag jax 0.12 writes no PTX.
-        "XLA_FLAGS": f"--xla_dump_to={dumps} --xla_dump_emitter_re=.*",
+        "XLA_FLAGS": f"--xla_dump_to={dumps} --xla_dump_emitter_re=ptx",
         "MOSAIC_GPU_DUMP_PTX": "1",
         "MOSAIC_GPU_DUMP_TO": dumps,
         "PYTHONWARNINGS": "ignore::DeprecationWarning",

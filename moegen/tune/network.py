@@ -50,6 +50,7 @@ NETWORKS = {
     "tpu_v6e": Network("torus", 1e11, 1e-6, 2, _ICI),
     # A chip's links serve its two cores, which JAX counts as two devices.
     "tpu7x": Network("torus", 5e10, 1e-6, 3, _ICI),
+    "a100": Network("switch", 3e11, 2e-6, source="NVLink 3 data sheet, one way, within a node"),
     "h100": Network("switch", 4.5e11, 2e-6, source="NVLink 4 data sheet, one way, within a node"),
     "h200": Network("switch", 4.5e11, 2e-6, source="NVLink 4 data sheet, one way, within a node"),
     "b200": Network("switch", 9e11, 2e-6, source="NVLink 5 data sheet, one way, within a node"),

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from moegen.ir.program import Op
 from moegen.ir.types import EXPERT, Tensor
-from moegen.ops.epilogue import walk
+from moegen.ops.epilogue import ops_of_epilogue
 from moegen.ops.parts import ROWS
+from moegen.tune.operands import mismatch, tensors
 from moegen.tune.target import Target
 
 LEAST_ROWS = 64
@@ -24,22 +25,11 @@ WITHOUT_WGMMA = ("a100", "b200")
 
 def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
     """Why the kernel cannot run a product on a target; empty if it can."""
-    types = [v.type for v in (*op.inputs, *op.results) if isinstance(v.type, Tensor)]
-    products, extra = (*types[:2], types[len(op.inputs)]), types[3 : len(op.inputs)]
-    ranks = [len(t.dims) for t in products]
-    wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
+    products, _ = tensors(op)
     if target.name in WITHOUT_WGMMA:
         return f"it multiplies by wgmma, which {target.name} does not have"
-    if ranks != wanted:
-        return f"operands and result have {ranks} dims, it takes {wanted}"
-    if types[0].dtype not in MULTIPLIED:
-        return f"rows are {types[0].dtype}, it takes {' and '.join(MULTIPLIED)}"
-    if types[1].dtype != types[0].dtype:
-        return f"weights are {types[1].dtype}, it takes the dtype of the rows, {types[0].dtype}"
-    if other := sorted({t.dtype for t in (*extra, *types[len(op.inputs) :])} - set(READ)):
-        return f"an operand or result is {other[0]}, it takes {', '.join(READ)}"
-    if any(EXPERT in t.dims for t in extra):
-        return "its epilogue reads a value per expert"
+    if reason := mismatch(op, MULTIPLIED, READ):
+        return reason
     if odd := [d for t in products for d in _widths(t) if sizes[d] % SWIZZLED]:
         return f"{odd[0]}={sizes[odd[0]]} is not a multiple of {SWIZZLED}"
     if op.attr.get("block", 1) % LEAST_ROWS:
@@ -47,7 +37,7 @@ def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
             f"an expert's rows start at a multiple of {op.attr.get('block', 1)}, it takes "
             f"multiples of {LEAST_ROWS}: set Schedule(block={LEAST_ROWS})"
         )
-    if missing := _not_lowered(op):
+    if missing := [name for name in ops_of_epilogue(op) if name in NOT_LOWERED]:
         return f"its epilogue has {missing[0]}, which Mosaic GPU does not lower"
     return ""
 
@@ -75,17 +65,6 @@ def dot_tile(width: int, block: int, held: int) -> tuple[int, int, int, int]:
 def outer_tile(height: int, width: int) -> tuple[int, int, int, int]:
     """Height and width of a tile of the result, rows of a slice, slices in flight."""
     return (min(128, height), min(128, width), LEAST_ROWS, SLICES)
-
-
-def _not_lowered(op: Op) -> list[str]:
-    found: list[str] = []
-
-    def apply(name: str, args: list[object], attrs: dict[str, object]) -> None:
-        found.append(name)
-
-    for text in op.attr.get("epilogue", ()):
-        walk(text, lambda name: None, apply)
-    return [name for name in found if name in NOT_LOWERED]
 
 
 def _widths(type_: Tensor) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A grouped product with one elementwise op as its epilogue, to compile for a TPU."""
+"""A grouped product with one elementwise op as its epilogue, to compile for TPUs and GPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +8,20 @@ from moegen.kernels import activations
 from moegen.kernels.grouped_dot.pallas_tpu import grouped_dot_tpu
 
 
-def dot(op):
-    """The function and its shapes; a result that is no float is cast to one."""
+def elementwise(op):
+    """The epilogue of one op; a result that is no float is cast to one."""
     text = EXPRESSIONS[op].format("acc", "c0", "c1", dtype="jnp.bfloat16")
     text = text.replace("c0", "(acc > c0)") if op.startswith("logical") else text
     if op in ("select", "logical_not", "logical_and", "logical_or"):
         text = EXPRESSIONS[op].format("(acc > 0)", "(c0 > 1)", "c1", dtype="")
         text = text.replace("(c0 > 1)", "c0") if op == "select" else text
     names = {"jax": jax, "jnp": jnp, **vars(activations)}
-    function = eval(f"lambda acc, c0, c1: (({text}).astype(jnp.float32),)", names)
+    return eval(f"lambda acc, c0, c1: (({text}).astype(jnp.float32),)", names)
+
+
+def dot(op):
+    """The function and its shapes."""
+    function = elementwise(op)
 
     def call(x, w, sizes, *extra):
         return grouped_dot_tpu(

@@ -17,6 +17,12 @@ JOBS = [
     Job("d-weight", CASES + "outer", {**SMALL, "tile": TILE}),
     Job("too large", CASES + "dot", {**SMALL, "depth": 1024, "tile": [128, 128, 64, 16]}),
 ]
+TRITON = {"rows": 90, "depth": 100, "width": 50, "experts": 3, "kernel": "pallas_triton"}
+TRITON_JOBS = [
+    Job("forward", CASES + "dot", {**TRITON, "tile": [32, 32, 32, 2], "epilogue": "gate"}),
+    Job("d-input", CASES + "dot", {**TRITON, "tile": [32, 32, 32, 2], "transposed": True}),
+    Job("d-weight", CASES + "outer", {**TRITON, "tile": [32, 32, 32, 2], "dtype": "float32"}),
+]
 needs_plugin = pytest.mark.skipif(
     plugin_folder() is None, reason=f"{gpu_compiler.MISSING}: {gpu_compiler.FIX}"
 )
@@ -52,6 +58,16 @@ def test_kernels_compile_for_an_h100_with_no_spills():
     assert "shared memory" in large.error
 
 
+@needs_plugin
+def test_triton_kernels_compile_for_an_a100():
+    for done in compile_for("a100", TRITON_JOBS):
+        assert not done.error, done.name
+        (entry,) = done.kernels
+        assert "grouped" in entry.name
+        assert entry.products >= 2
+        assert (entry.stack, entry.spills) == (0, (0, 0))
+
+
 @pytest.mark.nightly
 @needs_plugin
 def test_a_layer_with_its_gradients_compiles():
@@ -66,15 +82,14 @@ def test_a_layer_with_its_gradients_compiles():
 @pytest.mark.parametrize("target", DEVICES)
 def test_every_kernel_compiles_for_every_gpu(target):
     listed = list(gpu_aot.jobs(target))
-    for (kernel, shape, _), done in zip(
-        listed, compile_for(target, [job for _, _, job in listed]), strict=True
-    ):
-        assert not done.error, (kernel, shape.name)
-        assert [k.spills for k in done.kernels] == [(0, 0)], (kernel, shape.name)
+    found = compile_for(target, [job for _, job in listed])
+    for (kernel, job), done in zip(listed, found, strict=True):
+        assert not done.error, (kernel, job.name)
+        assert [k.spills for k in done.kernels] == [(0, 0)], (kernel, job.name)
 
 
 def test_a_row_of_the_table():
-    kernel, _, job = next(gpu_aot.jobs("h100"))
+    kernel, job = next(gpu_aot.jobs("h100"))
     entry = Entry("body", 154, 0, (8, 16), 8)
     done = Compilation(
         job.name, "", 2.0, (2**20, 2**21, 0), (Entry("fusion", 16, 0, (0, 0), 0), entry)

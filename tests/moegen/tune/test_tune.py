@@ -226,7 +226,10 @@ def test_gathering_inside_is_chosen_where_asked():
 
 
 WIDE = {**SIZES, "N": 256, "D": 64, "F": 128}
-ON_GPU = "%x: bf16[N, D], %w: bf16[E, D, F], %sizes: i32[E], %f: f32[N, D], %v: f32[E, D, F]"
+ON_GPU = (
+    "%x: bf16[N, D], %w: bf16[E, D, F], %sizes: i32[E], %f: f32[N, D], %v: f32[E, D, F], "
+    "%i: i8[E, D, F]"
+)
 
 
 def gpu_product(rest="block=64", sizes=WIDE, operands="%x, %w"):
@@ -257,6 +260,21 @@ def test_pallas_gpu_is_taken_when_asked_for():
     assert kernel_for(gpu_product(), "auto", target_named("h100"), WIDE).kernel == "ragged_dot"
     with pytest.raises(LoweringError, match="wgmma, which b200 does not have"):
         kernel_for(gpu_product(), "pallas_gpu", target_named("b200"), WIDE)
+
+
+def test_pallas_triton_is_taken_when_asked_for_and_refused_where_it_cannot_run():
+    a100, wide = target_named("a100"), WIDE | {"D": 96}
+    taken = kernel_for(gpu_product("block=1", wide), "pallas_triton", a100, wide)
+    assert (taken.kernel, taken.tile) == ("pallas_triton", (64, 128, 32, 4))
+    assert kernel_for(gpu_product(operands="%f, %v"), "pallas_triton", a100, WIDE).tile
+    for product, why in (
+        (gpu_product('block=1, epilogue=("erf(acc)",)'), "its epilogue has erf"),
+        (gpu_product(operands="%f, %i"), "weights are i8, it takes the dtype of the rows, f32"),
+    ):
+        with pytest.raises(LoweringError, match=f"pallas_triton cannot run it: {why}"):
+            kernel_for(product, "pallas_triton", a100, WIDE)
+    with pytest.raises(LoweringError, match="wgmma, which a100 does not have"):
+        kernel_for(gpu_product(), "pallas_gpu", a100, WIDE)
 
 
 def test_pallas_tpu_is_refused_where_no_tile_fits():
