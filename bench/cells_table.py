@@ -1,4 +1,4 @@
-"""The layer suite as one Markdown table: floor, `auto` and `native`, both dtypes and directions."""
+"""The layer suite as one Markdown table: floor, formats and `auto`, both dtypes and directions."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -6,6 +6,8 @@ from itertools import product
 from bench.report import Row
 from bench.workloads import CAPACITIES, DIRECTIONS, DTYPES, ROUTINGS, WORKLOADS
 
+SHOWN = ("onehot", "slots", "sorted", "auto", "native")
+"""Schedules in the order of a cell, those that were measured."""
 FEW_ROWS = ("B", "D")
 """Workloads of 25 and 49 rows per expert."""
 
@@ -20,8 +22,8 @@ def target(workload: str, direction: str) -> float:
 def markdown(results: Mapping[str, Sequence[Row]]) -> str:
     """One line per workload, capacity and routing; what was not measured stays empty.
 
-    A cell is "floor / auto", all relative to the dense MLP, and `native` last if that was measured;
-    what meets the target is in bold.
+    A cell is "floor / auto", all relative to the dense MLP, with what else was measured between or,
+    if that is `native`, behind; what meets the target is in bold.
     """
     columns = list(product(DTYPES, DIRECTIONS))
     heads = [f"{dtype}, {direction}" for dtype, direction in columns]
@@ -42,7 +44,7 @@ def _cell(rows: Sequence[Row], workload: str, direction: str) -> str:
     ratios = {row.name: row.ratio for row in rows}
     if "auto" not in ratios:
         return ""
-    made = [ratios[name] for name in ("auto", "native") if name in ratios]
+    made = [ratios[name] for name in SHOWN if name in ratios]
     most = target(workload, direction)
     shown = [f"**{ratio:.2f}**" if ratio <= most else f"{ratio:.2f}" for ratio in made]
     return " / ".join([f"{ratios.get('floor', float('nan')):.2f}", *shown])

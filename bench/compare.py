@@ -22,10 +22,9 @@ from bench.layer import build, choice_of, layer_of, output_of
 from bench.report import Row
 from bench.timing import Timing, compare
 from bench.workloads import DIRECTIONS, DTYPES, QUICK, ROUTINGS, WORKLOADS, Cell, cells, inputs
-from moegen.kernels.grouped_dot import native
 
-RIVALS = ("native", "onehot", "ragged_dot", "tokamax", *torch_rivals.LAYERS)
-"""`native` is no rival but the same layer with the custom call."""
+RIVALS = ("sorted", "onehot", "ragged_dot", "tokamax", *torch_rivals.LAYERS)
+"""`sorted` is no rival but the same layer by XLA alone, sorted rows."""
 CAPACITY = 1.05
 """The capacity factor of `onehot`."""
 SLOW, SECONDS = 10.0, 0.2
@@ -71,7 +70,7 @@ def _cells(arguments: argparse.Namespace) -> Iterable[Cell]:
 
 def available(names: Iterable[str]) -> tuple[str, ...]:
     """The rivals that can run here; prints why others cannot."""
-    loaders = {"tokamax": rivals.tokamax_ragged_dot, "native": native.check}
+    loaders = {"tokamax": rivals.tokamax_ragged_dot}
     loaders |= dict.fromkeys(torch_rivals.LAYERS, torch_rivals.load)
     found = []
     for name in names:
@@ -120,7 +119,7 @@ def _rival(
         run = torch_rivals.call(name, params, x, k, training=cell.direction == "training")
         note = f"PyTorch {torch_rivals.load().__version__}"
         return run, lambda t: Row(**vars(t), compile_seconds=0.0, temporary_mb=None, note=note)
-    if name == "native":
+    if name == "sorted":
         built = build(cell, output_of(layer_of(cell, name)), params, x)
         return built.run, built.row
     if name == "onehot":
@@ -142,15 +141,15 @@ def dropped(cell: Cell, params: Any, x: jax.Array, capacity: int) -> float:
 
 
 def verdict(results: dict[str, list[Row]]) -> str:
-    """In how many cells `auto`, and `native` if measured, beat all others, and where not."""
+    """In how many cells `auto`, and `sorted` if measured, beat all others, and where not."""
     lines = []
-    for ours in ("auto", "native"):
+    for ours in ("auto", "sorted"):
         own = {key: row.ratio for key, rows in results.items() for row in rows if row.name == ours}
         lost = [
             f"{key} {row.name} {row.ratio / own[key]:.2f}"
             for key, rows in results.items()
             for row in rows
-            if key in own and row.name not in ("auto", "native") and row.ratio < own[key]
+            if key in own and row.name not in ("auto", "sorted") and row.ratio < own[key]
         ]
         won = len(own) - len({line.split()[0] for line in lost})
         if own:

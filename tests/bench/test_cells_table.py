@@ -14,6 +14,7 @@ def test_cells_stand_in_their_line_and_column():
             "A/float32/zipf/dropless/training": rows(dense=1.0, floor=1.04, auto=1.154),
             "A/bfloat16/zipf/dropless/forward": rows(dense=1.0, floor=1.02, auto=1.1, native=1.2),
             "B/float32/balanced/1.05/forward": rows(dense=1.0, floor=1.2),
+            "B/float32/zipf/1.05/forward": rows(dense=1.0, floor=1.2, auto=1.3, sorted=2.0),
         }
     )
     head, _, *lines = table.splitlines()
@@ -23,6 +24,7 @@ def test_cells_stand_in_their_line_and_column():
     assert lines == [
         "| A | dropless | zipf |  | 1.04 / 1.15 | 1.02 / **1.10** / 1.20 |  |",
         "| B | 1.05 | balanced |  |  |  |  |",
+        "| B | 1.05 | zipf | 1.20 / 2.00 / 1.30 |  |  |  |",
     ]
 
 

@@ -63,9 +63,9 @@ def test_verdict_names_where_another_is_faster():
     assert told.splitlines() == [
         "auto is the fastest in 1 of 2 cells", "  faster: B ragged_dot 0.90",
     ]  # fmt: skip
-    ours = Row("native", 0.5, 0.5, 0.5, 0.5, 0.0, None)
+    ours = Row("sorted", 0.5, 0.5, 0.5, 0.5, 0.0, None)
     told = compare.verdict({"A": [auto, slow], "B": [auto, slow, fast, ours]})
-    assert told.splitlines()[2:] == ["native is the fastest in 1 of 1 cells"]
+    assert told.splitlines()[2:] == ["sorted is the fastest in 1 of 1 cells"]
 
 
 def test_quick_run_prints_and_writes(tmp_path, capsys, monkeypatch):
