@@ -27,10 +27,11 @@ class Schedule:
       format: "auto", "onehot", "slots" or "sorted": how routing decisions are stored. "auto" on
         one device chooses twice, for training and for calls without gradients, whose outputs may
         then differ in rounding.
-      kernel: "auto", "runs", "blocks", "native", "ragged_dot", "pallas_tpu", "pallas_gpu" or
-        "pallas_triton": what runs grouped products (sorted format). "native" is a custom call for
-        CPUs, which a C++ compiler on this machine makes once, when a layer first takes it; "auto"
-        may, where no target is named and the environment does not have MOEGEN_NATIVE=off.
+      kernel: "auto", "runs", "blocks", "native", "ragged_dot", "pallas_tpu", "pallas_gpu",
+        "pallas_tcgen05" or "pallas_triton": what runs grouped products (sorted format); the last
+        three are for GPUs, Hopper, Blackwell and any. "native" is a custom call for CPUs, which a
+        C++ compiler on this machine makes once, when a layer first takes it; "auto" may, where no
+        target is named and the environment does not have MOEGEN_NATIVE=off.
       gather: "before", "inside" or "auto": whether rows of tokens are gathered before the first
         products of an expert, or by these products' kernel, which then needs no copy of them.
       interpret: kernels that are for another device than the target are run by Pallas's

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from moegen.tune import pallas_gpu, pallas_triton
+from moegen.tune import pallas_gpu, pallas_tcgen05, pallas_triton
 from moegen.tune.compiler import Job
 from moegen.tune.gpu_compiler import Compilation, compile_for
 from moegen.tune.target import MIB
@@ -55,21 +55,35 @@ ANY_WIDTH = (
 
 def jobs(target: str) -> Iterator[tuple[str, Job]]:
     """The programs for a target, each with its kernel."""
-    if target not in pallas_gpu.WITHOUT_WGMMA:
+    if target == "h100":
         for shape in SHAPES:
-            tile = (
-                pallas_gpu.outer_tile(shape.depth, shape.width)
-                if shape.product == "outer"
-                else pallas_gpu.dot_tile(shape.width, BLOCK, shape.held)
-            )
-            yield "pallas_gpu", job("pallas_gpu", shape, tile)
+            yield "pallas_gpu", job("pallas_gpu", shape, wgmma_tile(shape))
+    if target == "b200":
+        for shape in SHAPES:
+            yield "pallas_tcgen05", job("pallas_tcgen05", shape, tcgen05_tile(shape))
     for shape in (*SHAPES, *ANY_WIDTH):
-        tile = (
-            pallas_triton.outer_tile(shape.depth, shape.width)
-            if shape.product == "outer"
-            else pallas_triton.dot_tile(shape.rows, shape.depth, shape.width, shape.experts)
-        )
-        yield "pallas_triton", job("pallas_triton", shape, tile)
+        yield "pallas_triton", job("pallas_triton", shape, triton_tile(shape))
+
+
+def wgmma_tile(shape: Shape) -> tuple[int, ...]:
+    """The tile of a product by `pallas_gpu`."""
+    if shape.product == "outer":
+        return pallas_gpu.outer_tile(shape.depth, shape.width)
+    return pallas_gpu.dot_tile(shape.width, BLOCK, shape.held)
+
+
+def tcgen05_tile(shape: Shape) -> tuple[int, ...]:
+    """The tile of a product by `pallas_tcgen05`."""
+    if shape.product == "outer":
+        return pallas_tcgen05.outer_tile(shape.depth, shape.width)
+    return pallas_tcgen05.dot_tile(shape.width)
+
+
+def triton_tile(shape: Shape) -> tuple[int, ...]:
+    """The tile of a product by `pallas_triton`."""
+    if shape.product == "outer":
+        return pallas_triton.outer_tile(shape.depth, shape.width)
+    return pallas_triton.dot_tile(shape.rows, shape.depth, shape.width, shape.experts)
 
 
 def job(kernel: str, shape: Shape, tile: tuple[int, ...]) -> Job:

@@ -9,15 +9,18 @@ import jax
 import jax.numpy as jnp
 
 from moegen.kernels.grouped_dot.pallas_gpu import grouped_dot_gpu, grouped_outer_gpu
+from moegen.kernels.grouped_dot.pallas_tcgen05 import grouped_dot_tcgen05, grouped_outer_tcgen05
 from moegen.kernels.grouped_dot.pallas_triton import grouped_dot_triton, grouped_outer_triton
 
 Case = tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]
 DOTS: dict[str, Callable[..., Any]] = {
     "pallas_gpu": grouped_dot_gpu,
+    "pallas_tcgen05": grouped_dot_tcgen05,
     "pallas_triton": grouped_dot_triton,
 }
 OUTERS: dict[str, Callable[..., Any]] = {
     "pallas_gpu": grouped_outer_gpu,
+    "pallas_tcgen05": grouped_outer_tcgen05,
     "pallas_triton": grouped_outer_triton,
 }
 EPILOGUES: dict[str, tuple[tuple[str, ...], int, Callable[..., tuple[jax.Array, ...]]]] = {

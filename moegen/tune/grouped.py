@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from moegen.ir.program import Op, Value
 from moegen.ir.types import EXPERT, Tensor
 from moegen.ops.grouped import epilogue_operands
-from moegen.tune import native, pallas_gpu, pallas_tpu, pallas_triton
+from moegen.tune import native, pallas_gpu, pallas_tcgen05, pallas_tpu, pallas_triton
 from moegen.tune.target import Target
 
 Sizes = Mapping[str, int]
@@ -73,6 +73,9 @@ GROUPED_CHOICES: dict[str, GroupedChoice] = {
     "ragged_dot": GroupedChoice(("tpu", "gpu"), not_ragged),
     "blocks": GroupedChoice(("cpu", "tpu", "gpu")),
     "pallas_gpu": GroupedChoice(("gpu",), pallas_gpu.obstacle, pallas_gpu.tile, interpreter=True),
+    "pallas_tcgen05": GroupedChoice(
+        ("gpu",), pallas_tcgen05.obstacle, pallas_tcgen05.tile, interpreter=True
+    ),
     "pallas_triton": GroupedChoice(
         ("gpu",), pallas_triton.obstacle, pallas_triton.tile, per_expert=True, interpreter=True
     ),

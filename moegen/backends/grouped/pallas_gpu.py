@@ -6,7 +6,7 @@ from moegen.backends.grouped.pallas import pallas_kernel
 from moegen.kernels.grouped_dot import pallas_gpu
 
 
-def _respell(text: str) -> str:
+def respell(text: str) -> str:
     """On jax 0.10 Mosaic GPU takes no function with a derivative of its own, such as relu."""
     return text.replace("jax.nn.relu(", "jnp.maximum(0.0, ")
 
@@ -16,5 +16,5 @@ PALLAS_GPU = pallas_kernel(
     pallas_gpu.grouped_dot_gpu,
     pallas_gpu.grouped_outer_gpu,
     (pallas_gpu,),
-    _respell,
+    respell,
 )

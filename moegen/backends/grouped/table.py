@@ -6,6 +6,7 @@ from moegen.backends.grouped.by_blocks import BLOCKS, RUNS
 from moegen.backends.grouped.common import GroupedKernel
 from moegen.backends.grouped.native import NATIVE
 from moegen.backends.grouped.pallas_gpu import PALLAS_GPU
+from moegen.backends.grouped.pallas_tcgen05 import PALLAS_TCGEN05
 from moegen.backends.grouped.pallas_tpu import PALLAS_TPU
 from moegen.backends.grouped.pallas_triton import PALLAS_TRITON
 from moegen.backends.grouped.ragged import RAGGED_DOT
@@ -13,7 +14,17 @@ from moegen.backends.source import Emitter, Template
 from moegen.ir.program import Op
 
 KERNELS: dict[str, GroupedKernel] = {
-    k.name: k for k in (BLOCKS, RUNS, NATIVE, RAGGED_DOT, PALLAS_TPU, PALLAS_GPU, PALLAS_TRITON)
+    k.name: k
+    for k in (
+        BLOCKS,
+        RUNS,
+        NATIVE,
+        RAGGED_DOT,
+        PALLAS_TPU,
+        PALLAS_GPU,
+        PALLAS_TCGEN05,
+        PALLAS_TRITON,
+    )
 }
 """By the name that select_kernels writes."""
 

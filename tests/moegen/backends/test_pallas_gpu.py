@@ -16,9 +16,9 @@ from moegen.routers import switch
 X = jax.random.normal(jax.random.key(0), (1, 96, 64), jnp.bfloat16)
 
 
-def layer(expert=mlp, **schedule):
+def layer(expert=mlp, block=64, **schedule):
     router = switch.bind(dropless=True)
-    return mg.compile(router, expert, mg.Schedule(format="sorted", block=64, **schedule))
+    return mg.compile(router, expert, mg.Schedule(format="sorted", block=block, **schedule))
 
 
 @functools.cache
@@ -34,10 +34,20 @@ def loss_of(layer):
     return jax.value_and_grad(loss, argnums=(0, 1))
 
 
-@pytest.mark.parametrize("save", ["all", "least"])
-def test_a_layer_with_its_gradients_lowers_for_cuda(save):
-    """Five products by the kernel, their epilogues inside; numbers are not looked at here."""
-    made = layer(target="h100", kernel="pallas_gpu", save=save)
+BLACKWELL = {"target": "b200", "kernel": "pallas_tcgen05", "block": 128}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"target": "h100", "kernel": "pallas_gpu"},
+        {"target": "h100", "kernel": "pallas_gpu", "save": "least"},
+        BLACKWELL | {"save": "least"},
+    ],
+)
+def test_a_layer_with_its_gradients_lowers_for_cuda(schedule):
+    """Six products by the kernel, their epilogues inside; numbers are not looked at here."""
+    made = layer(**schedule)
     lowered = jax.jit(loss_of(made)).trace(params(), X).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("mosaic_gpu_v2") == 6
     source = made.lower(params(), X).source()
@@ -59,8 +69,9 @@ def test_relu_is_spelled_as_mosaic_knows_it():
 @pytest.mark.skipif(
     not hasattr(plgpu, "InterpretGPUParams"), reason="this jax cannot interpret copies by TMA"
 )
-def test_outputs_and_gradients_are_those_of_the_other_kernels():
-    got = loss_of(layer(target="cpu", kernel="pallas_gpu", interpret=True, save="least"))
+@pytest.mark.parametrize("schedule", [{"kernel": "pallas_gpu"}, BLACKWELL])
+def test_outputs_and_gradients_are_those_of_the_other_kernels(schedule):
+    got = loss_of(layer(**schedule | {"target": "cpu"}, interpret=True, save="least"))
     want = loss_of(layer(target="cpu", kernel="runs"))
     values = (jax.tree.leaves(jax.jit(f)(params(), X)) for f in (got, want))
     for one, other in zip(*values, strict=True):

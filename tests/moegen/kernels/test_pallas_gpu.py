@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from moegen.kernels.grouped_dot import pallas_gpu
 from moegen.kernels.grouped_dot.pallas_gpu import grouped_dot_gpu, grouped_outer_gpu, interpreter
 from tests.moegen.kernels.grouped_base import ROWS, GroupedKernelTests, close, random
 
@@ -21,6 +22,16 @@ needs_interpreter = pytest.mark.skipif(
     not INTERPRETS, reason=f"jax {jax.__version__} cannot interpret copies by TMA; 0.12 can"
 )
 TILE = (64, 128, 64, 2)
+
+
+def detecting_races():
+    return plgpu.InterpretGPUParams(detect_races=True)
+
+
+@pytest.fixture(autouse=True)
+def races(monkeypatch):
+    """Races are errors: slices that are overwritten while a product reads them, say."""
+    monkeypatch.setattr(pallas_gpu, "interpreter", detecting_races)
 
 
 @needs_interpreter

@@ -28,13 +28,13 @@ needs_plugin = pytest.mark.skipif(
 )
 
 
-def layer(kernel):
+def layer(target, kernel):
     """A whole layer with its gradients; run by the process that compiles."""
     import moegen as mg
     from moegen.experts import mlp
     from moegen.routers import switch
 
-    schedule = mg.Schedule(format="sorted", block=64, target="h100", kernel=kernel)
+    schedule = mg.Schedule(format="sorted", block=128, target=target, kernel=kernel)
     made = mg.compile(switch.bind(dropless=True), mlp, schedule)
     x = jax.ShapeDtypeStruct((1, 96, 64), jnp.bfloat16)
     params = jax.eval_shape(lambda x: made.init(jax.random.key(1), x, experts=2, hidden=128), x)
@@ -59,6 +59,17 @@ def test_kernels_compile_for_an_h100_with_no_spills():
 
 
 @needs_plugin
+def test_tcgen05_kernels_compile_for_a_b200():
+    changed = {"kernel": "pallas_tcgen05", "tile": [128, 64, 64, 2]}
+    jobs = [Job(job.name, job.case, {**job.arguments, **changed}) for job in JOBS[:2]]
+    for done in compile_for("b200", jobs):
+        assert not done.error, done.name
+        (entry,) = done.kernels
+        assert entry.products >= 4
+        assert (entry.stack, entry.spills) == (0, (0, 0))
+
+
+@needs_plugin
 def test_triton_kernels_compile_for_an_a100():
     for done in compile_for("a100", TRITON_JOBS):
         assert not done.error, done.name
@@ -70,9 +81,14 @@ def test_triton_kernels_compile_for_an_a100():
 
 @pytest.mark.nightly
 @needs_plugin
-def test_a_layer_with_its_gradients_compiles():
+@pytest.mark.parametrize(
+    "target,kernel",
+    [("a100", "pallas_triton"), ("h100", "pallas_gpu"), ("b200", "pallas_tcgen05")],
+)
+def test_a_layer_with_its_gradients_compiles(target, kernel):
     """Six products by the kernel; XLA makes the router's own."""
-    (done,) = compile_for("h100", [Job("layer", f"{__name__}:layer", {"kernel": "pallas_gpu"})])
+    job = Job("layer", f"{__name__}:layer", {"target": target, "kernel": kernel})
+    (done,) = compile_for(target, [job])
     assert not done.error
     assert sum("grouped" in k.name for k in done.kernels) == 6
 

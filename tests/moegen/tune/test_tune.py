@@ -262,6 +262,16 @@ def test_pallas_gpu_is_taken_when_asked_for():
         kernel_for(gpu_product(), "pallas_gpu", target_named("b200"), WIDE)
 
 
+def test_pallas_tcgen05_is_for_a_b200_and_tiles_of_128_rows():
+    b200 = target_named("b200")
+    taken = kernel_for(gpu_product("block=128"), "pallas_tcgen05", b200, WIDE)
+    assert (taken.kernel, taken.tile) == ("pallas_tcgen05", (128, 128, 64, 3))
+    with pytest.raises(LoweringError, match=r"multiples of 128: set Schedule\(block=128\)"):
+        kernel_for(gpu_product("block=64"), "pallas_tcgen05", b200, WIDE)
+    with pytest.raises(LoweringError, match="tcgen05, which h100 does not have"):
+        kernel_for(gpu_product("block=128"), "pallas_tcgen05", target_named("h100"), WIDE)
+
+
 def test_pallas_triton_is_taken_when_asked_for_and_refused_where_it_cannot_run():
     a100, wide = target_named("a100"), WIDE | {"D": 96}
     taken = kernel_for(gpu_product("block=1", wide), "pallas_triton", a100, wide)
