@@ -53,11 +53,12 @@ class Shape:
     @property
     def moved(self) -> int:
         """Operands and results with a row for each row, the rows themselves first."""
-        return {"": 2, "bias": 2, "gelu": 2, "kept gelu": 3, "gate": 3}[
+        return {"": 2, "bias": 2, "scale": 2, "gelu": 2, "kept gelu": 3, "gate": 3}[
             dict(self.settings).get("epilogue", "")
         ]
 
 
+SCALED = (("epilogue", "scale"),)
 SHAPES = (
     Shape("forward", "dot", 8192, 1024, 4096, 8),
     Shape("forward, GELU, product kept", "dot", 8192, 1024, 4096, 8, (("epilogue", "kept gelu"),)),
@@ -77,8 +78,10 @@ SHAPES = (
         (("dtype", "float32"),),
     ),
     Shape("d-input", "dot", 8192, 4096, 1024, 8, (("transposed", True),)),
-    Shape("forward, i8 weights", "narrow", 8192, 1024, 4096, 8, (("stored", "int8"),)),
-    Shape("forward, f8 weights", "narrow", 8192, 1024, 4096, 8, (("stored", "float8_e4m3fn"),)),
+    Shape("forward, i8 weights", "dot", 8192, 1024, 4096, 8, (*SCALED, ("stored", "int8"))),
+    Shape(
+        "forward, f8 weights", "dot", 8192, 1024, 4096, 8, (*SCALED, ("stored", "float8_e4m3fn"))
+    ),
     Shape("d-weight", "outer", 8192, 1024, 4096, 8),
     Shape("d-weight, f32, 768 x 1536", "outer", 8192, 768, 1536, 32, (("dtype", "float32"),)),
 )

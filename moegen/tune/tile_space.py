@@ -13,6 +13,7 @@ from moegen.kernels.grouped_dot.tiles_tpu import (
     heights,
     outer_tile,
     parts,
+    rests,
     widths,
 )
 from moegen.kernels.grouped_dot.vmem import dot_bytes, outer_bytes
@@ -71,7 +72,8 @@ def _all_tiles(product: Product) -> Iterator[Candidate]:
         for deep in deeps:
             for wide in widths(product.width):
                 block = (deep, wide) if deep else (wide,)
-                yield Candidate("pallas_tpu", (*block, *(parts(tall, least) or (tall,))))
+                made = parts(tall, least) if deep else rests(tall)
+                yield Candidate("pallas_tpu", (*block, *(made or (tall,))))
 
 
 def _exclusion(product: Product, tile: tuple[int, ...], vmem: int) -> str:

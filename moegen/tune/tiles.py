@@ -24,9 +24,11 @@ from moegen.kernels.grouped_dot import (
     heights,
     pallas_tpu,
     pallas_tpu_outer,
+    results_tpu,
     runs,
     visits,
     vmem,
+    weights_tpu,
 )
 from moegen.tune.product import Product
 from moegen.tune.target import Target
@@ -36,7 +38,7 @@ from moegen.tune.whole import write_text
 VERSION = 1
 ESTIMATED, MODELLED, MEASURED = "estimated", "modelled", "measured"
 SOURCES: dict[tuple[str, str], tuple[ModuleType, ...]] = {
-    ("tpu", "dot"): (pallas_tpu, heights, visits, vmem),
+    ("tpu", "dot"): (pallas_tpu, heights, results_tpu, visits, vmem, weights_tpu),
     ("tpu", "outer"): (pallas_tpu_outer, visits, vmem),
     ("cpu", "dot"): (runs, blocks),
     ("cpu", "outer"): (runs, blocks),

@@ -17,7 +17,6 @@ from jax.sharding import PartitionSpec as P
 from moegen.kernels.exchanged_dot_tpu import exchanged_dot_tpu, exchanged_tile
 from moegen.kernels.grouped_dot.pallas_tpu import dot_of_visits, grouped_dot_tpu
 from moegen.kernels.grouped_dot.pallas_tpu_gather import gathered_dot_tpu, gathered_of_visits
-from moegen.kernels.grouped_dot.pallas_tpu_narrow import narrow_dot_tpu, narrow_of_visits
 from moegen.kernels.grouped_dot.pallas_tpu_outer import grouped_outer_tpu, outer_of_visits
 from moegen.kernels.grouped_dot.visits import row_visits
 
@@ -43,46 +42,19 @@ def dot(
     transposed: bool = False,
     epilogue: str = "",
     visits: int | None = None,
+    stored: str = "",
 ) -> Case:
-    """The grouped product: forward, or by transposed weights."""
+    """The grouped product: forward, or by transposed weights; `stored`: their dtype, if another."""
     weights = (experts, width, depth) if transposed else (experts, depth, width)
     fused, extra = _fused(epilogue, rows, width, experts, dtype)
     settings = {"tile": tuple(tile), "transposed": transposed, **fused}
-    shapes = [_struct((rows, depth), dtype), _struct(weights, dtype)]
+    shapes = [_struct((rows, depth), dtype), _struct(weights, stored or dtype)]
 
     def call(x: Any, w: Any, sizes: Any, *extra: Any) -> Any:
         return grouped_dot_tpu(x, w, sizes, *extra, **settings)
 
     def fixed(x: Any, w: Any, a: Any, b: Any, c: Any, d: Any, *extra: Any) -> Any:
         return dot_of_visits((a, b, c, d, visits), x, w, *extra, **settings, whole=True)
-
-    if visits is None:
-        return call, [*shapes, _struct((experts,), "int32"), *extra]
-    return fixed, [*shapes, *[_struct((visits,), "int32")] * 4, *extra]
-
-
-def narrow(
-    rows: int,
-    depth: int,
-    width: int,
-    experts: int,
-    tile: Sequence[int],
-    stored: str,
-    dtype: str = "bfloat16",
-    transposed: bool = False,
-    visits: int | None = None,
-) -> Case:
-    """The product with weights of 8 bits; forward, its epilogue is their scale."""
-    weights = (experts, width, depth) if transposed else (experts, depth, width)
-    fused, extra = _fused("" if transposed else "scale", rows, width, experts, dtype)
-    settings = {"tile": tuple(tile), "transposed": transposed, **fused}
-    shapes = [_struct((rows, depth), dtype), _struct(weights, stored)]
-
-    def call(x: Any, w: Any, sizes: Any, *extra: Any) -> Any:
-        return narrow_dot_tpu(x, w, sizes, *extra, **settings)
-
-    def fixed(x: Any, w: Any, a: Any, b: Any, c: Any, d: Any, *extra: Any) -> Any:
-        return narrow_of_visits((a, b, c, d, visits), x, w, *extra, **settings, whole=True)
 
     if visits is None:
         return call, [*shapes, _struct((experts,), "int32"), *extra]

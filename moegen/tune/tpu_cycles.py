@@ -1,8 +1,10 @@
 """Cycles of a grouped product on a TPU that is not here, from its compiler's estimate of steps.
 
-The estimate knows a fixed number of equal steps only. So each height that a kernel computes is
+The estimate knows a fixed number of equal steps only. So a height that a kernel computes is
 compiled alone, for 2 and for 4 steps: the difference is a step's cost, the rest what starting and
-ending cost. A product is their sum over the visits that the sizes of its experts make.
+ending cost. Heights between two powers of two are on a line between these (docs/kernels.md), except
+where the weights take longer to load than their rows. A product is the sum over the visits that the
+sizes of its experts make.
 A step waits for its own blocks; that all weights pass through HBM is not in it (docs/kernels.md).
 """
 
@@ -24,6 +26,8 @@ from moegen.tune.tpu_compiler import Compilation, compile_for
 
 CASES = "moegen.tune.tpu_cases:"
 FEW, MORE = 2, 4
+CURVED = 64
+"""Rows below which a step's cost is no line: 60 take as long as to load weights on a v5e."""
 Told = Callable[[Compilation], None]
 
 
@@ -44,12 +48,13 @@ class Block:
     heights: tuple[int, ...]
 
     def jobs(self, name: str) -> list[Job]:
-        """Each height for a few steps and for more."""
+        """Each height that is not between two others, for a few steps and for more."""
         return [
             Job(f"{name} {h} {n}", self.case, {
                 **self.arguments, "rows": h * n, "tile": self.tile(h), "visits": n,
             })
             for h in self.heights
+            if h & (h - 1) == 0 or h < CURVED or h == self.heights[0]
             for n in (FEW, MORE)
         ]  # fmt: skip
 
@@ -89,14 +94,19 @@ def estimate_steps(
             refused.setdefault(name, result.error or "the compiler has no estimate")
         else:
             seen[name][int(height), int(visits)] = result.cycles
-    return {name: refused.get(name) or steps_of(seen[name]) for name in blocks}
+    return {n: refused.get(n) or steps_of(seen[n], b.heights) for n, b in blocks.items()}
 
 
-def steps_of(cycles: Mapping[tuple[int, int], int]) -> Steps:
-    """From the cycles of runs, by height and number of steps."""
-    heights = {h for h, _ in cycles}
-    step = {h: (cycles[h, MORE] - cycles[h, FEW]) / (MORE - FEW) for h in heights}
-    return Steps(step, {h: cycles[h, FEW] - FEW * step[h] for h in heights})
+def steps_of(cycles: Mapping[tuple[int, int], int], heights: Sequence[int] = ()) -> Steps:
+    """From the cycles of runs, by height and number of steps; those of other heights between."""
+    known = sorted({h for h, _ in cycles})
+    step = {h: (cycles[h, MORE] - cycles[h, FEW]) / (MORE - FEW) for h in known}
+    fixed = {h: cycles[h, FEW] - FEW * step[h] for h in known}
+    between = [h for h in heights if h not in step]
+    for found in (step, fixed):
+        line = np.interp(between, known, [found[h] for h in known])
+        found.update(zip(between, line.tolist(), strict=True))
+    return Steps(step, fixed)
 
 
 def block_of(product: Product, tile: Sequence[int]) -> Block:

@@ -8,7 +8,7 @@ from typing import Any
 
 from moegen.backends.expressions import JNP_DTYPES, epilogue_texts
 from moegen.backends.grouped.common import GroupedKernel, experts_first, outer_operands, own_sizes
-from moegen.backends.source import Emitter, aligned, dims_of, is_narrow
+from moegen.backends.source import Emitter, aligned, dims_of
 from moegen.ir.program import Op, Value
 from moegen.ir.types import CHOICE, EXPERT, Tensor
 from moegen.ops.named import dims_tuple
@@ -24,17 +24,12 @@ def pallas_kernel(
     modules: tuple[ModuleType, ...],
     respell: Respell = lambda text: text,
     gathered: Callable[..., Any] | None = None,
-    narrow: Callable[..., Any] | None = None,
 ) -> GroupedKernel:
-    """A kernel whose functions take operands, `tile` and `interpret`, and two an epilogue.
-
-    `narrow` is the product with weights of i8 or f8e4m3, if there is one.
-    """
+    """A kernel whose functions take operands, `tile` and `interpret`, and two an epilogue."""
 
     def rows_first(e: Emitter, op: Op) -> list[str]:
         rows, *others = op.inputs
-        function = narrow if narrow is not None and is_narrow(others[0]) else dot
-        return _dot(e, op, function, [e.name(rows)], others, _settings(op), respell)
+        return _dot(e, op, dot, [e.name(rows)], others, _settings(op), respell)
 
     def tokens_first(e: Emitter, op: Op) -> list[str]:
         assert gathered is not None

@@ -7,17 +7,27 @@ from moegen.kernels.grouped_dot import (
     heights,
     pallas_tpu,
     pallas_tpu_gather,
-    pallas_tpu_narrow,
     pallas_tpu_outer,
+    results_tpu,
     visits,
     vmem,
+    weights_tpu,
 )
 
+MODULES = (
+    pallas_tpu,
+    pallas_tpu_gather,
+    pallas_tpu_outer,
+    heights,
+    results_tpu,
+    visits,
+    vmem,
+    weights_tpu,
+)
 PALLAS_TPU = pallas_kernel(
     "pallas_tpu",
     pallas_tpu.grouped_dot_tpu,
     pallas_tpu_outer.grouped_outer_tpu,
-    (pallas_tpu, pallas_tpu_gather, pallas_tpu_narrow, pallas_tpu_outer, heights, visits, vmem),
+    MODULES,
     gathered=pallas_tpu_gather.gathered_dot_tpu,
-    narrow=pallas_tpu_narrow.narrow_dot_tpu,
 )

@@ -3,11 +3,12 @@
 One step of the grid is one tile of rows, the part of it that one expert owns, and one block of
 columns, over the whole contracted width: nothing is accumulated between steps. A tile that several
 experts share is visited by each and stays in place meanwhile; a visit computes no more rows than
-its expert has there, rounded up to one of a few heights.
+its expert has there, rounded up to one of a few heights. Weights come some experts ahead; the very
+first block of them and the very last tile of results move in chunks, while others are computed.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +17,24 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from moegen.kernels.grouped_dot.heights import compute_heights, whole_is_best
+from moegen.kernels.grouped_dot.results_tpu import (
+    await_all,
+    make_room,
+    results_scratch,
+    send_chunk,
+    send_tile,
+)
 from moegen.kernels.grouped_dot.visits import row_visits
 from moegen.kernels.grouped_dot.vmem import dot_bytes
+from moegen.kernels.grouped_dot.weights_tpu import (
+    await_chunk,
+    chunk_of,
+    first_weights,
+    part_of,
+    turn_weights,
+    weights_here,
+    weights_scratch,
+)
 
 
 def grouped_dot_tpu(
@@ -35,12 +52,13 @@ def grouped_dot_tpu(
 
     Args:
       rows: bf16 or f32, sorted by expert.
-      weights: of the same dtype; [E, F, D] if `transposed`.
+      weights: [E, F, D] if `transposed`; of the rows' dtype, or i8 or f8e4m3, whose scales are
+        the epilogue's: they are read as they are, and converted once for each expert and block.
       sizes: i32[E], rows of each expert.
       *extra: what the epilogue reads beside the product: [N, F], [N, 1], [1, F] or [1, 1] each;
         [E, 1, F] or [E, 1, 1], of the row's expert.
-      tile: columns of a block; then heights, multiples of 16, the tallest first: that of a tile
-        of rows, and those of its parts.
+      tile: columns of a block, which divide F; then heights, multiples of 16, the tallest first:
+        that of a tile of rows, and those of its parts.
       transposed: whether the weights are [E, F, D].
       epilogue: elementwise, of the product in f32 and of `extra`; gives a result per dtype.
       dtypes: of the epilogue's results.
@@ -48,7 +66,12 @@ def grouped_dot_tpu(
 
     Returns:
       One array, or a tuple of one per dtype if there is an epilogue.
+
+    Raises:
+      ValueError: if the blocks of columns are not all alike.
     """
+    if (width := weights.shape[1 if transposed else 2]) % tile[0]:
+        raise ValueError(f"{width} columns are no blocks of {tile[0]}; fix: a divisor of {width}")
     visits = row_visits(sizes, rows.shape[0], tile[1])
     made = dot_of_visits(
         visits, rows, weights, *extra, tile=tile, transposed=transposed,
@@ -75,41 +98,38 @@ def dot_of_visits(
     width = weights.shape[1 if transposed else 2]
     shape = (wide, depth) if transposed else (depth, wide)
 
-    def weights_at(n: Any, v: Any, tiles: Any, expert: Any, *_: Any) -> tuple[Any, ...]:
-        owner = jnp.minimum(expert[v], experts - 1)
-        return (owner, n, 0) if transposed else (owner, 0, n)
+    def at(n: Any, v: Any, tiles: Any, expert: Any, *_: Any) -> tuple[Any, ...]:
+        return tiles[v], jnp.minimum(expert[v], experts - 1), n
 
-    def block(x: Any) -> pl.BlockSpec:
-        def at(n: Any, v: Any, tiles: Any, expert: Any, *_: Any) -> tuple[Any, ...]:
-            return tiles[v], jnp.minimum(expert[v], experts - 1), n
-
-        return operand_block(x, tall, wide, at)
-
-    results = [jax.ShapeDtypeStruct((rows.shape[0], width), dtype) for dtype in dtypes]
+    whole_rows = -(-rows.shape[0] // 16) * 16  # results are copied by registers
+    results = [jax.ShapeDtypeStruct((whole_rows, width), dtype) for dtype in dtypes]
     moved = [rows.dtype, *(x.dtype for x in extra), *(jnp.dtype(dtype) for dtype in dtypes)]
     vmem = dot_bytes(tall, depth, wide, moved, transposed)
+    chunks = wide // chunk_of(wide)
+    coming = weights_scratch(shape, chunks, weights.dtype, rows.dtype)
+    going = results_scratch(tall, wide, chunks, dtypes)
     made = pl.pallas_call(
         functools.partial(
-            dot_kernel, experts=experts, heights=tuple(heights), results=len(results),
-            transposed=transposed, epilogue=epilogue, whole=whole,
+            dot_kernel, heights=tuple(heights), results=len(results), coming=len(coming),
+            chunks=chunks, wide=wide, transposed=transposed, epilogue=epilogue, whole=whole,
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=4,
             grid=(pl.cdiv(width, wide), count),
             in_specs=[
                 pl.BlockSpec((tall, depth), lambda n, v, tiles, *_: (tiles[v], 0)),
-                pl.BlockSpec((None, *shape), weights_at),
-                *map(block, extra),
+                pl.BlockSpec(memory_space=pl.ANY),
+                *(operand_block(x, tall, wide, at) for x in extra),
             ],
-            out_specs=[pl.BlockSpec((tall, wide), lambda n, v, tiles, *_: (tiles[v], n))]
-            * len(results),
+            out_specs=[pl.BlockSpec(memory_space=pl.ANY)] * len(results),
+            scratch_shapes=[*coming, *going],
         ),
         out_shape=results,
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem + 2**21),
         interpret=interpret,
         name="grouped_dot_tpu",
     )(*lists, rows, weights, *extra)  # fmt: skip
-    return tuple(made)
+    return tuple(x[: rows.shape[0]] for x in made)
 
 
 def operand_block(x: Any, tall: int, wide: int, at: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:
@@ -134,12 +154,56 @@ def dot_kernel(
     weights: Any,
     *refs: Any,
     results: int,
+    coming: int,
+    chunks: int,
+    wide: int,
+    transposed: bool,
     **settings: Any,
 ) -> None:
-    """One step: the visit of its number."""
-    visit = pl.program_id(1)
-    own = (owners[visit], first[visit], past[visit])
-    compute_visit(*own, rows, weights, refs[:-results], refs[-results:], **settings)
+    """One step: the visit of its number; the very first and the very last one by chunks."""
+    column, visit = pl.program_id(0), pl.program_id(1)
+    columns, count = pl.num_programs(0), pl.num_programs(1)
+    given = len(refs) - coming - 2 * results - 2
+    extra, outs, scratch = refs[:given], refs[given : given + results], refs[given + results :]
+    blocks, going = scratch[:coming], scratch[coming:]
+    tile, axis = tiles[visit], 0 if transposed else 1
+    at = column * pl.cdiv(outs[0].shape[0], rows.shape[0]) + tile
+    start, final = (column == 0) & (visit == 0), (column == columns - 1) & (visit == count - 1)
+    source, lists = (weights, blocks, axis), (owners, count, columns)
+    opens = (visit == 0) | (tiles[jnp.maximum(visit - 1, 0)] != tile)
+    make_room(at, opens, outs, going)
+
+    def compute(begin: Any, size: int) -> None:
+        block = part_of(weights_here(blocks), begin, size, axis)
+        own = [x if x.shape[1] < wide else part_of(x, begin, size, 1) for x in extra]
+        made = [part_of(x.at[at & 1], begin, size, 1) for x in going[:results]]
+        compute_visit(
+            owners[visit], first[visit], past[visit], rows, block, own, made,
+            experts=weights.shape[0], transposed=transposed, **settings,
+        )  # fmt: skip
+
+    def chunk(k: Any, _: None) -> None:
+        pl.when(start)(lambda: await_chunk(k, *lists, *source))
+        compute(pl.multiple_of(k * (wide // chunks), wide // chunks), wide // chunks)
+        pl.when(final)(lambda: send_chunk(k, at, column, outs, going))
+
+    def by_chunks() -> None:
+        pl.when(start)(lambda: first_weights(*lists, *source))
+        pl.when(~start)(lambda: turn_weights(visit, *lists, *source))
+        jax.lax.fori_loop(0, chunks, chunk, None)
+        pl.when(final)(lambda: await_all(at, column, outs, going))
+
+    def at_once() -> None:
+        turn_weights(visit, *lists, *source)
+        compute(0, wide)
+
+    if chunks == 1:
+        by_chunks()
+    else:
+        pl.when(start | final)(by_chunks)
+        pl.when(~(start | final))(at_once)
+    ends = (visit == count - 1) | (tiles[jnp.minimum(visit + 1, count - 1)] != tile)
+    pl.when(ends & ~final)(lambda: send_tile(at, column, outs, going))
 
 
 def compute_visit(
@@ -148,8 +212,8 @@ def compute_visit(
     end: Any,
     rows: Any,
     weights: Any,
-    extra: tuple[Any, ...],
-    outs: tuple[Any, ...],
+    extra: Sequence[Any],
+    outs: Sequence[Any],
     *,
     experts: int,
     heights: tuple[int, ...],

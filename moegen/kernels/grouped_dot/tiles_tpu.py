@@ -1,7 +1,8 @@
 """Which tile a TPU kernel takes for a product: the one with the fewest cycles that hide nothing.
 
-A step costs about 300 cycles beside its products, and at the start and the end a block of each kind
-is moved while nothing is computed. Both are for a v5e (docs/kernels.md).
+A step costs some 300 cycles beside its products; where experts share a tile, rows are rounded up;
+at the start and the end something of each kind is moved while nothing is computed. All of it is for
+a v5e (docs/kernels.md).
 """
 
 from itertools import product
@@ -12,14 +13,17 @@ from moegen.kernels.grouped_dot.vmem import (
     outer_bytes,
     padded_bytes,
 )
+from moegen.kernels.grouped_dot.weights_tpu import chunk_of
 
 LANES = 128
 TALLEST = 1024
 LEAST = 32
 LEAST_SUMMED = 128
 """Rows of the least part of an outer product: the MXU takes as long to sum over fewer."""
-STEP = 310
+STEP = 330
 """Cycles of a step beside its products."""
+LOST = 16
+"""Rows that are computed for nothing where an expert ends within a tile."""
 BYTES = 455
 """Bytes that HBM moves per cycle, as the compiler reckons."""
 PRODUCTS = 65536
@@ -50,10 +54,13 @@ def dot_tile(
     found = []
     for tall, wide in product(heights(rows, experts), widths(width)):
         if dot_bytes(tall, depth, wide, dtypes, transposed) <= vmem:
-            moved = padded_bytes(tall, depth, dtypes[0]) + padded_bytes(depth, wide, dtypes[0])
-            moved += sum(padded_bytes(tall, wide, dtype) for dtype in dtypes[1:])
-            steps = -(-width // wide) * max(-(-rows // tall), experts)
-            found.append((STEP * steps + moved / BYTES, (wide, *parts(tall))))
+            alone = chunk_of(wide)
+            moved = padded_bytes(tall, depth, dtypes[0]) + padded_bytes(depth, alone, dtypes[0])
+            moved += sum(padded_bytes(tall, alone, dtype) for dtype in dtypes[1:])
+            visits = -(-rows // tall) + experts - 1
+            lost = LOST * visits * depth * width / PRODUCTS
+            cost = STEP * -(-width // wide) * visits + lost + moved / BYTES
+            found.append((cost, (wide, *rests(tall))))
     return min(found)[1] if found else ()
 
 
@@ -77,7 +84,7 @@ def gathered_tile(
             moved = block + sum(padded_bytes(tall, wide, dtype) for dtype in dtypes[1:])
             steps = -(-width // wide) * max(-(-rows // tall), experts)
             unhidden = max(0, steps * block / BYTES - rows * depth * width / PRODUCTS)
-            found.append((STEP * steps + moved / BYTES + unhidden, (wide, *parts(tall))))
+            found.append((STEP * steps + moved / BYTES + unhidden, (wide, *rests(tall))))
     return min(found)[1] if found else ()
 
 
@@ -107,6 +114,16 @@ def heights(rows: int, experts: int) -> list[int]:
 def parts(tall: int, least: int = LEAST) -> tuple[int, ...]:
     """The heights that a visit of a tile may compute: halves, down to what is worth a branch."""
     return tuple(tall >> i for i in range(tall.bit_length()) if tall >> i >= least)
+
+
+def rests(tall: int) -> tuple[int, ...]:
+    """The heights that a visit of a product may compute: halves, and three between each two.
+
+    All are multiples of 16, a register's rows of bf16.
+    """
+    between = [tall * i >> n for n in range(1, tall.bit_length()) for i in (8, 7, 6, 5)]
+    found = [h >> 3 for h in between]
+    return (tall, *sorted({h for h in found if h >= 16 and h % 16 == 0}, reverse=True))
 
 
 def widths(width: int) -> list[int]:

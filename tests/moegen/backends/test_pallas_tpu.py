@@ -43,7 +43,7 @@ def test_the_kernel_is_called_with_the_authors_arithmetic_as_its_epilogue():
     assert "epilogue=lambda acc, c0, c1, c2: (acc * c0, (acc * c1) * silu_grad(c2))," in text
     assert "    transposed=True,\n" in text
     assert "interpret=True" not in text
-    assert "    tile=(24, 32),\n" in text
+    assert "    tile=(24, 64, 32, 16),\n" in text
 
 
 def test_the_module_has_the_kernel_and_imports_jax_and_the_standard_library():

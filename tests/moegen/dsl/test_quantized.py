@@ -97,7 +97,7 @@ def test_no_array_of_the_wide_weights_is_made():
         )
         lowered = layer.lower(x, experts=4, hidden=24)
         text = lowered.source().partition("def primal")[2].partition("def backward")[0]
-        assert text.count("narrow_dot_tpu(") == 2 * 3
+        assert text.count("= grouped_dot_tpu(") == 2 * 3
         assert "w_up, sizes, w_up_scale.reshape(E, 1, F)" in text
         assert "w_up.astype" not in text
         assert "per_row(" not in text

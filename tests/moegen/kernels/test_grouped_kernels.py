@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+from jax.experimental.pallas import tpu as pltpu
 
 from moegen.kernels.grouped_dot import blocks, native, ragged, runs
 from moegen.kernels.grouped_dot.pallas_tpu import grouped_dot_tpu
 from moegen.kernels.grouped_dot.pallas_tpu_gather import gathered_dot_tpu
-from moegen.kernels.grouped_dot.pallas_tpu_narrow import narrow_dot_tpu
 from moegen.kernels.grouped_dot.pallas_tpu_outer import grouped_outer_tpu, own_visits
 from moegen.ops.grouped import owner_mask
 from tests.moegen.kernels.grouped_base import DEPTH, EXPERTS, ROWS, WIDTH, GroupedKernelTests, close
@@ -159,14 +160,6 @@ class TestPallasTpuNarrow(TestPallasTpu):
         codes = np.random.default_rng(2).normal(size=(EXPERTS, DEPTH, WIDTH)) * 40
         return jnp.asarray(np.round(codes), jnp.float32).astype(self.stored)
 
-    def dot(self, rows, weights, sizes):
-        return narrow_dot_tpu(rows, weights, sizes, tile=(WIDTH, 64, 32, 16), interpret=True)
-
-    def dot_transposed(self, rows, weights, sizes):
-        return narrow_dot_tpu(
-            rows, weights, sizes, tile=(DEPTH, 64, 32, 16), transposed=True, interpret=True
-        )
-
 
 class TestPallasTpuNarrowFloat(TestPallasTpuNarrow):
     stored = jnp.float8_e4m3fn
@@ -207,7 +200,7 @@ def test_an_epilogue_reads_rows_columns_tiles_and_experts(gathers):
         return (acc + by_column) * by_row, acc * by_expert - both
 
     given = {
-        "tile": (16, 16), "epilogue": bent, "dtypes": (jnp.float32, jnp.bfloat16),
+        "tile": (20, 16), "epilogue": bent, "dtypes": (jnp.float32, jnp.bfloat16),
         "interpret": True,
     }  # fmt: skip
     rows = x[source // 2]
@@ -221,6 +214,30 @@ def test_an_epilogue_reads_rows_columns_tiles_and_experts(gathers):
     for one, other in zip(got, want, strict=True):
         close(one[:17], other[:17], one.dtype.name)
         assert not np.asarray(one[17:], np.float32).any()
+
+
+@pytest.mark.parametrize(
+    ("stored", "transposed", "sizes"),
+    [("float32", False, (20, 0, 3, 40)), ("int8", True, (0, 70, 1, 1))],
+)
+def test_copies_are_awaited_before_what_they_bring_is_read(stored, transposed, sizes):
+    """Two blocks of columns, of two chunks each; a copy is done when it is waited for, not before.
+
+    Tiles of 32 rows, the last of 8.
+    """
+    rng = np.random.default_rng(4)
+    rows = rng.normal(size=(72, 16)).astype(np.float32)
+    weights = rng.integers(-9, 9, size=(4, 16, 1536)).astype(stored)
+    late = pltpu.InterpretParams(dma_execution_mode="on_wait", detect_races=True)
+    got = grouped_dot_tpu(
+        jnp.asarray(rows), jnp.asarray(weights.swapaxes(1, 2) if transposed else weights),
+        jnp.asarray(sizes), tile=(768, 32, 16), transposed=transposed, interpret=late,
+    )  # fmt: skip
+    owner = np.repeat(np.arange(4), sizes)
+    want = np.einsum("nd,ndf->nf", rows[: len(owner)], weights[owner].astype(np.float32))
+    close(got[: len(owner)], want, "float32")
+    assert not np.asarray(got[len(owner) :]).any()
+    assert not interpret_pallas_call.races.races_found
 
 
 def test_an_experts_tiles_start_at_its_own_first_row():

@@ -11,6 +11,7 @@ import pytest
 import moegen as mg
 from moegen import catalogue, cli, experts, routers
 from moegen.errors import TuneError
+from moegen.kernels.grouped_dot.tiles_tpu import rests
 from moegen.tune import search, tiles, tuned
 from moegen.tune.clock import arrays, call_of
 from moegen.tune.product import Product, grouped_products, loads
@@ -53,7 +54,7 @@ def test_every_tile_is_legal_or_left_out_for_a_reason():
     reasons = space_of(OUTER, V5E).excluded
     assert reasons[Candidate("pallas_tpu", (256, 512, 64))].startswith("the MXU takes as long")
     reasons = space_of(DOT, V5E).excluded
-    tall = Candidate("pallas_tpu", (512, 1024, 512, 256, 128, 64, 32))
+    tall = Candidate("pallas_tpu", (512, *rests(1024)))
     assert reasons[tall] == "1024 rows are more than twice an expert's mean load, 256"
     deep = space_of(replace(DOT, depth=2**15, width=1024), TARGETS["tpu_v4"])
     assert any("MiB of VMEM" in reason for reason in deep.excluded.values())
@@ -68,7 +69,7 @@ def test_a_load_stands_for_the_rows():
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "tiles.json"
-    one, other = entry(DOT, (256, 128, 64, 32)), entry(OUTER, (256, 256, 128))
+    one, other = entry(DOT, (256, *rests(128))), entry(OUTER, (256, 256, 128))
     write_tiles(path, {t.key: t for t in (one, other)})
     assert read_tiles(path).entries == {one.key: one, other.key: other}
     assert read_tiles(tmp_path / "none").entries == {}
@@ -91,15 +92,15 @@ def test_a_damaged_table_is_refused_by_name_and_kept(tmp_path, text, capsys):
 
 def test_an_entry_counts_for_its_product_device_kernels_and_versions():
     def find(**changes):
-        one = replace(entry(DOT, (256, 128, 64, 32)), **changes)
+        one = replace(entry(DOT, (256, *rests(128))), **changes)
         return tiles.Tiles("t", {one.key: one}).find(DOT, V5E, "some chip")
 
-    assert find()[0].tile == (256, 128, 64, 32)
+    assert find()[0].tile == (256, *rests(128))
     assert find(device="tpu_v6e") == (None, "")
     assert find(kernels="0")[1] == "t is of other kernels (0): not used"
     assert find(basis=MEASURED, device="TPU v5")[0] is None
     old = {"basis": MEASURED, "made_with": "jax 0.1"}
-    one = entry(DOT, (256, 128, 64, 32), device="chip", **old)
+    one = entry(DOT, (256, *rests(128)), device="chip", **old)
     assert "measured with jax 0.1" in tiles.Tiles("t", {"": one}).find(DOT, V5E, "chip")[1]
     fresh = replace(one, made_with=tiles.versions())
     assert tiles.Tiles("t", {"": fresh}).find(DOT, V5E, "chip")[0] == fresh
@@ -160,7 +161,7 @@ def test_a_search_by_the_compiler_compiles_each_height_once_and_keeps_the_best(
 
     def estimate_steps(target, blocks, told):
         asked.append(blocks)
-        flat = {h: 100.0 + h for h in (1024, 512, 256, 128, 64, 32)}
+        flat = {h: 100.0 + h for h in rests(1024)}
         return {n: "too large" if n == "512" else Steps(flat, dict.fromkeys(flat, 1.0))
                 for n in blocks}  # fmt: skip
 
@@ -260,7 +261,7 @@ def test_bad_flags_are_one_line_and_write_nothing(arguments, message, tmp_path, 
 
 
 def test_notes_are_said_once():
-    table = tiles.Tiles("t", {"": entry(DOT, (256, 128, 64, 32), kernels="0")})
+    table = tiles.Tiles("t", {"": entry(DOT, (256, *rests(128)), kernels="0")})
     asked = tuned.TunedTiles((table,))
     assert loads(10, [1, 1]).tolist() == [5, 5]
     asked._note("a")

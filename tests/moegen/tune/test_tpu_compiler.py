@@ -19,10 +19,12 @@ JOBS = [
     Job("gate", CASES + "dot", {**SMALL, "tile": [200, 64, 32], "epilogue": "gate"}),
     Job("d-input", CASES + "dot", {**SMALL, "tile": [200, 64, 32], "transposed": True}),
     Job("f32", CASES + "dot", {**SMALL, "tile": [200, 64, 32], "dtype": "float32"}),
-    Job("i8", CASES + "narrow", {**SMALL, "tile": [200, 64, 32], "stored": "int8"}),
+    Job(
+        "i8", CASES + "dot", {**SMALL, "tile": [200, 64, 32], "stored": "int8", "epilogue": "scale"}
+    ),
     Job(
         "f8, d-input",
-        CASES + "narrow",
+        CASES + "dot",
         {**SMALL, "tile": [200, 64, 32], "stored": "float8_e4m3fn", "transposed": True},
     ),
     Job("d-weight", CASES + "outer", {**SMALL, "tile": [100, 200, 64, 32]}),
@@ -102,7 +104,8 @@ def test_a_row_of_the_table():
     shape, job = next(iter(aot.jobs("tpu_v5e")))
     done = tpu_compiler.Compilation(job.name, "", 2.0, None, (2**20, 2**21, 0))
     assert aot.row("tpu_v5e", shape, job, done, 70000) == (
-        "| tpu_v5e | forward | 1024 1024 512 256 128 64 32 | 2.0 s | 22.0 MiB "
+        "| tpu_v5e | forward | 4096 1024 512 448 384 320 256 224 192 160 128 112 96 80 64 48 32 16 "
+        "| 2.0 s | 86.0 MiB "
         "| 1.0, 2.0, 0.0 MiB | 70000 cycles |"
     )
     refused = tpu_compiler.Compilation(job.name, "too large")

@@ -51,6 +51,7 @@ def test_cycles_are_steps_and_the_rest():
     steps = Steps({64: 100.0, 32: 60.0}, {64: 7.0, 32: 5.0})
     assert steps.cycles(Counter({64: 3, 32: 1}), 2, 64) == 7 + 2 * 360
     assert steps_of({(64, 2): 207, (64, 4): 407, (32, 2): 125, (32, 4): 245}) == steps
+    assert steps_of({(64, 2): 207, (64, 4): 407, (32, 2): 125, (32, 4): 245}, [48]).step[48] == 80
     half = Product("dot", 128, 64, 300, 2, ("bfloat16", "bfloat16"))
     assert product_cycles(half, (128, 64, 32), steps, np.array([64, 32])) == 7 + 3 * (100 + 2 * 60)
 
@@ -65,6 +66,8 @@ def test_jobs_are_each_height_with_few_steps_and_with_more():
     assert [job.name for job in jobs] == ["name 64 2", "name 64 4", "name 32 2", "name 32 4"]
     wanted = {"rows": 4 * 32, "depth": 128, "width": 256, "tile": (128, 256, 32), "visits": 4}
     assert wanted.items() <= jobs[-1].arguments.items()
+    some = block_of(DOT, (128, 192, 96, 64, 48)).jobs("")
+    assert [job.name for job in some] == [" 192 2", " 192 4", " 64 2", " 64 4", " 48 2", " 48 4"]
     assert block_of(DOT, (128, 64)).jobs("")[0].arguments["width"] == 128
 
 

@@ -152,7 +152,7 @@ def test_kernels():
     tpu = target_named("tpu")
     assert kernel_for(DOT, "ragged_dot", tpu, SIZES).kernel == "xla"
     taken = kernel_for(grouped(1), "auto", tpu, SIZES)
-    assert (taken.kernel, taken.tile, taken.source) == ("pallas_tpu", (6, 32), "heuristic")
+    assert (taken.kernel, taken.tile, taken.source) == ("pallas_tpu", (6, 32, 16), "heuristic")
     assert kernel_for(grouped(1), "auto", target_named("h100"), SIZES).kernel == "ragged_dot"
     assert kernel_for(grouped(1), "auto", CPU, SIZES).kernel == "runs"
     asked = kernel_for(grouped(1), "blocks", tpu, SIZES)
@@ -221,7 +221,7 @@ def test_gathering_inside_is_chosen_where_asked():
     assert gathers_inside(f32, "inside", "pallas_tpu", tpu, {**SIZES, "G": 1, "S": 7})
     assert not gathers_inside(gathered(), "auto", "auto", tpu, SIZES)
     taken = kernel_for(gathered(), "auto", tpu, SIZES)
-    assert (taken.kernel, taken.tile) == ("pallas_tpu", (6, 32))
+    assert (taken.kernel, taken.tile) == ("pallas_tpu", (6, 32, 16))
     assert op_flops(gathered(), SIZES) == op_flops(grouped(1), SIZES)
 
 
