@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moegen.backends.grouped.pallas import pallas_kernel
-from moegen.kernels.grouped_dot import pallas_gpu
+from moegen.kernels.grouped_dot import mosaic, pallas_gpu
 
 
 def respell(text: str) -> str:
@@ -15,6 +15,6 @@ PALLAS_GPU = pallas_kernel(
     "pallas_gpu",
     pallas_gpu.grouped_dot_gpu,
     pallas_gpu.grouped_outer_gpu,
-    (pallas_gpu,),
+    (pallas_gpu, mosaic),
     respell,
 )

@@ -15,6 +15,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from moegen.kernels.grouped_dot.mosaic import (
+    flat,
+    launch,
+    owners_of_tiles,
+    read_tile,
+    slices_of_dot,
+    slices_of_outer,
+    store,
+)
+
 
 def grouped_dot_gpu(
     rows: jax.Array,
@@ -46,25 +56,19 @@ def grouped_dot_gpu(
     tall, wide, deep, steps = tile
     (count, depth), experts = rows.shape, weights.shape[0]
     width = weights.shape[1 if transposed else 2]
-    tiles = pl.cdiv(count, tall)
-    owners = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(tiles) * tall, side="right")
+    owners = owners_of_tiles(sizes, count, tall)
 
     def grouped_dot(owners: Any, rows: Any, weights: Any, *refs: Any) -> None:
         row, column = jax.lax.axis_index("row"), jax.lax.axis_index("column")
         owner, outs = owners[row], refs[len(extra) :]
         place = (pl.ds(row * tall, tall), pl.ds(column * wide, wide))
-        of_rows = plgpu.BlockSpec((tall, deep), lambda k: (row, k), delay_release=1)
-        of_weights = plgpu.BlockSpec(
-            (wide, deep) if transposed else (deep, wide),
-            lambda k: (column, k) if transposed else (k, column),
-            delay_release=1,
-        )
 
         @pl.when(owner < experts)
         def _() -> None:
+            specs = slices_of_dot(row, column, tile, transposed)
             acc = multiplied(
-                (rows, weights.at[owner]), (of_rows, of_weights), pl.cdiv(depth, deep), steps,
-                (tall, wide), transposed=(False, transposed),
+                (rows, weights.at[owner]), specs, pl.cdiv(depth, deep), steps, (tall, wide),
+                transposed=(False, transposed),
             )  # fmt: skip
             if epilogue is None:
                 return store(outs, (acc,), place)
@@ -76,14 +80,13 @@ def grouped_dot_gpu(
         def _() -> None:
             store(outs, [jnp.zeros((tall, wide), out.dtype) for out in outs], place)
 
-    made = plgpu.kernel(
+    made = launch(
         grouped_dot,
-        out_type=[jax.ShapeDtypeStruct((count, width), d) for d in dtypes or (rows.dtype,)],
-        grid=(tiles, pl.cdiv(width, wide)),
-        grid_names=("row", "column"),
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-        interpret=interpreter() if interpret else False,
-    )(owners.astype(jnp.int32), rows, weights, *map(flat, extra))
+        [jax.ShapeDtypeStruct((count, width), d) for d in dtypes or (rows.dtype,)],
+        {"row": owners.shape[0], "column": pl.cdiv(width, wide)},
+        (owners, rows, weights, *map(flat, extra)),
+        interpret=interpret,
+    )
     return tuple(made) if dtypes else made[0]
 
 
@@ -110,22 +113,17 @@ def grouped_outer_gpu(
 
     def grouped_outer(starts: Any, counts: Any, a: Any, b: Any, out: Any) -> None:
         expert, row, column = map(jax.lax.axis_index, ("expert", "row", "column"))
-        first = starts[expert]
-        specs = (
-            plgpu.BlockSpec((deep, tall), lambda k: (first + k, row), delay_release=1),
-            plgpu.BlockSpec((deep, wide), lambda k: (first + k, column), delay_release=1),
-        )
+        specs = slices_of_outer(starts[expert], row, column, tile)
         acc = multiplied((a, b), specs, counts[expert], steps, (tall, wide), (True, False))
         store((out.at[expert],), (acc,), (pl.ds(row * tall, tall), pl.ds(column * wide, wide)))
 
-    made: jax.Array = plgpu.kernel(
+    made: jax.Array = launch(
         grouped_outer,
-        out_type=jax.ShapeDtypeStruct((experts, height, width), a.dtype),
-        grid=(experts, pl.cdiv(height, tall), pl.cdiv(width, wide)),
-        grid_names=("expert", "row", "column"),
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-        interpret=interpreter() if interpret else False,
-    )(starts.astype(jnp.int32), counts.astype(jnp.int32), a, b)
+        jax.ShapeDtypeStruct((experts, height, width), a.dtype),
+        {"expert": experts, "row": pl.cdiv(height, tall), "column": pl.cdiv(width, wide)},
+        (starts.astype(jnp.int32), counts.astype(jnp.int32), a, b),
+        interpret=interpret,
+    )
     return made
 
 
@@ -156,51 +154,3 @@ def multiplied(
 
     made: jax.Array = pl.run_scoped(multiply, plgpu.ACC(shape))  # type: ignore[attr-defined]
     return made
-
-
-def store(outs: Any, values: Any, place: tuple[Any, Any]) -> None:
-    """Writes a tile of each result, through shared memory."""
-    for out, value in zip(outs, values, strict=True):
-
-        def write(staged: Any, out: Any = out, value: Any = value) -> None:
-            staged[...] = value.astype(out.dtype)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(staged, out.at[place])
-            plgpu.wait_smem_to_gmem(0)
-
-        pl.run_scoped(write, plgpu.SMEM(value.shape, out.dtype))
-
-
-def interpreter() -> Any:
-    """What `plgpu.kernel` takes to run a kernel on a CPU.
-
-    Raises:
-      NotImplementedError: on a jax whose interpreter knows no TMA.
-    """
-    if not hasattr(plgpu, "InterpretGPUParams"):
-        raise NotImplementedError(
-            f"pallas_gpu: jax {jax.__version__} cannot interpret copies by TMA; fix: use jax 0.12 "
-            "or later, or another kernel"
-        )
-    return plgpu.InterpretGPUParams()
-
-
-def flat(x: jax.Array) -> jax.Array:
-    """An operand of the epilogue as TMA can read it: vectors have one dim."""
-    return x if min(x.shape) > 1 else x.reshape(-1)
-
-
-def read_tile(ref: Any, of: tuple[int, ...], place: tuple[Any, Any], shape: tuple[int, int]) -> Any:
-    """A tile of an operand of shape `of` in f32, spread over the tile of the product."""
-    dims = tuple(i for i in (0, 1) if of[i] > 1)
-    if not dims:
-        return jnp.full(shape, ref[0].astype(jnp.float32))
-
-    def read(staged: Any, barrier: Any) -> Any:
-        plgpu.copy_gmem_to_smem(ref.at[tuple(place[i] for i in dims)], staged, barrier)
-        plgpu.barrier_wait(barrier)
-        value = staged[...].astype(jnp.float32)
-        return value if len(dims) == 2 else jax.lax.broadcast_in_dim(value, shape, dims)
-
-    part = tuple(shape[i] for i in dims)
-    return pl.run_scoped(read, plgpu.SMEM(part, ref.dtype), plgpu.Barrier())

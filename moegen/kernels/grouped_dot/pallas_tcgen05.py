@@ -14,7 +14,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from moegen.kernels.grouped_dot.pallas_gpu import flat, interpreter, read_tile, store
+from moegen.kernels.grouped_dot.mosaic import (
+    flat,
+    launch,
+    owners_of_tiles,
+    read_tile,
+    slices_of_dot,
+    slices_of_outer,
+    store,
+)
 
 
 def grouped_dot_tcgen05(
@@ -47,24 +55,18 @@ def grouped_dot_tcgen05(
     tall, wide, deep, steps = tile
     (count, depth), experts = rows.shape, weights.shape[0]
     width = weights.shape[1 if transposed else 2]
-    tiles = pl.cdiv(count, tall)
-    owners = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(tiles) * tall, side="right")
+    owners = owners_of_tiles(sizes, count, tall)
 
     def grouped_dot(owners: Any, rows: Any, weights: Any, *refs: Any) -> None:
         row, column = jax.lax.axis_index("row"), jax.lax.axis_index("column")
         owner, outs, acc, done = owners[row], refs[len(extra) : -2], *refs[-2:]
-        of_rows = plgpu.BlockSpec((tall, deep), lambda k: (row, k), delay_release=1)
-        of_weights = plgpu.BlockSpec(
-            (wide, deep) if transposed else (deep, wide),
-            lambda k: (column, k) if transposed else (k, column),
-            delay_release=1,
-        )
 
         @pl.when(owner < experts)
         def _() -> None:
+            specs = slices_of_dot(row, column, tile, transposed)
             multiply_into(
-                acc, done, (rows, weights.at[owner]), (of_rows, of_weights),
-                pl.cdiv(depth, deep), steps, (False, transposed),
+                acc, done, (rows, weights.at[owner]), specs, pl.cdiv(depth, deep), steps,
+                transposed=(False, transposed),
             )  # fmt: skip
 
         def finished(value: Any, place: Any) -> Any:
@@ -76,15 +78,14 @@ def grouped_dot_tcgen05(
         for place, part in parts_of_tile((row * tall, column * wide), tile):
             store_part(outs, acc, owner < experts, finished, place, part)
 
-    made = plgpu.kernel(
+    made = launch(
         grouped_dot,
-        out_type=[jax.ShapeDtypeStruct((count, width), d) for d in dtypes or (rows.dtype,)],
-        scratch_types=accumulator(tall, wide),
-        grid=(tiles, pl.cdiv(width, wide)),
-        grid_names=("row", "column"),
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-        interpret=interpreter() if interpret else False,
-    )(owners.astype(jnp.int32), rows, weights, *map(flat, extra))
+        [jax.ShapeDtypeStruct((count, width), d) for d in dtypes or (rows.dtype,)],
+        {"row": owners.shape[0], "column": pl.cdiv(width, wide)},
+        (owners, rows, weights, *map(flat, extra)),
+        scratch=accumulator(tall, wide),
+        interpret=interpret,
+    )
     return tuple(made) if dtypes else made[0]
 
 
@@ -111,11 +112,8 @@ def grouped_outer_tcgen05(
 
     def grouped_outer(starts: Any, counts: Any, a: Any, b: Any, out: Any, *scratch: Any) -> None:
         expert, row, column = map(jax.lax.axis_index, ("expert", "row", "column"))
-        first, slices, (acc, done) = starts[expert], counts[expert], scratch
-        specs = (
-            plgpu.BlockSpec((deep, tall), lambda k: (first + k, row), delay_release=1),
-            plgpu.BlockSpec((deep, wide), lambda k: (first + k, column), delay_release=1),
-        )
+        slices, (acc, done) = counts[expert], scratch
+        specs = slices_of_outer(starts[expert], row, column, tile)
 
         @pl.when(slices > 0)
         def _() -> None:
@@ -126,15 +124,14 @@ def grouped_outer_tcgen05(
                 (out.at[expert],), acc, slices > 0, lambda value, place: (value,), place, part
             )
 
-    made: jax.Array = plgpu.kernel(
+    made: jax.Array = launch(
         grouped_outer,
-        out_type=jax.ShapeDtypeStruct((experts, height, width), a.dtype),
-        scratch_types=accumulator(tall, wide),
-        grid=(experts, pl.cdiv(height, tall), pl.cdiv(width, wide)),
-        grid_names=("expert", "row", "column"),
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-        interpret=interpreter() if interpret else False,
-    )(starts.astype(jnp.int32), counts.astype(jnp.int32), a, b)
+        jax.ShapeDtypeStruct((experts, height, width), a.dtype),
+        {"expert": experts, "row": pl.cdiv(height, tall), "column": pl.cdiv(width, wide)},
+        (starts.astype(jnp.int32), counts.astype(jnp.int32), a, b),
+        scratch=accumulator(tall, wide),
+        interpret=interpret,
+    )
     return made
 
 

@@ -12,6 +12,8 @@ import moegen as mg
 from moegen.errors import LoweringError
 from moegen.experts import mlp
 from moegen.routers import switch
+from moegen.tune.pallas_gpu import NOT_LOWERED
+from tests.moegen.tune.epilogues import not_lowered
 
 X = jax.random.normal(jax.random.key(0), (1, 96, 64), jnp.bfloat16)
 
@@ -77,6 +79,12 @@ def test_outputs_and_gradients_are_those_of_the_other_kernels(schedule):
     for one, other in zip(*values, strict=True):
         a, b = np.asarray(one, np.float64), np.asarray(other, np.float64)
         np.testing.assert_allclose(a, b, rtol=0, atol=3e-2 * np.abs(b).max())
+
+
+def test_every_elementwise_op_lowers_as_an_epilogue():
+    """But those named; jax 0.12 has learnt one of them."""
+    learnt = {"sqrt"} if hasattr(plgpu, "InterpretGPUParams") else set()
+    assert not_lowered("pallas_gpu") == sorted(set(NOT_LOWERED) - learnt)
 
 
 def test_it_is_for_gpus_unless_asked_to_be_interpreted():

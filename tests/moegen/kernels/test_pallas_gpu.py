@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from moegen.kernels.grouped_dot import pallas_gpu
-from moegen.kernels.grouped_dot.pallas_gpu import grouped_dot_gpu, grouped_outer_gpu, interpreter
+from moegen.kernels.grouped_dot import mosaic
+from moegen.kernels.grouped_dot.mosaic import interpreter
+from moegen.kernels.grouped_dot.pallas_gpu import grouped_dot_gpu, grouped_outer_gpu
 from tests.moegen.kernels.grouped_base import ROWS, GroupedKernelTests, close, random
 
 INTERPRETS = hasattr(plgpu, "InterpretGPUParams")
@@ -31,7 +32,7 @@ def detecting_races():
 @pytest.fixture(autouse=True)
 def races(monkeypatch):
     """Races are errors: slices that are overwritten while a product reads them, say."""
-    monkeypatch.setattr(pallas_gpu, "interpreter", detecting_races)
+    monkeypatch.setattr(mosaic, "interpreter", detecting_races)
 
 
 @needs_interpreter

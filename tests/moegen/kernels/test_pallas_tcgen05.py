@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moegen.kernels.grouped_dot import pallas_tcgen05
+from moegen.kernels.grouped_dot import mosaic
 from moegen.kernels.grouped_dot.pallas_tcgen05 import grouped_dot_tcgen05, grouped_outer_tcgen05
 from tests.moegen.kernels.grouped_base import ROWS, GroupedKernelTests, close, random
 from tests.moegen.kernels.test_pallas_gpu import bent, detecting_races, needs_interpreter, struct
@@ -22,7 +22,7 @@ TILE = (128, 128, 64, 2)
 @pytest.fixture(autouse=True)
 def races(monkeypatch):
     """Races are errors."""
-    monkeypatch.setattr(pallas_tcgen05, "interpreter", detecting_races)
+    monkeypatch.setattr(mosaic, "interpreter", detecting_races)
 
 
 @needs_interpreter

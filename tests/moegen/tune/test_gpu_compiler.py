@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from moegen.backends.expressions import EXPRESSIONS
 from moegen.errors import TuneError
-from moegen.tune import gpu_aot, gpu_compiler
+from moegen.tune import gpu_aot, gpu_compiler, pallas_gpu, pallas_triton
 from moegen.tune.compiler import Job
 from moegen.tune.gpu_compiler import DEVICES, Compilation, Entry, compile_for, plugin_folder
 
@@ -23,6 +24,7 @@ TRITON_JOBS = [
     Job("d-input", CASES + "dot", {**TRITON, "tile": [32, 32, 32, 2], "transposed": True}),
     Job("d-weight", CASES + "outer", {**TRITON, "tile": [32, 32, 32, 2], "dtype": "float32"}),
 ]
+KERNELS = [("a100", "pallas_triton"), ("h100", "pallas_gpu"), ("b200", "pallas_tcgen05")]
 needs_plugin = pytest.mark.skipif(
     plugin_folder() is None, reason=f"{gpu_compiler.MISSING}: {gpu_compiler.FIX}"
 )
@@ -81,16 +83,26 @@ def test_triton_kernels_compile_for_an_a100():
 
 @pytest.mark.nightly
 @needs_plugin
-@pytest.mark.parametrize(
-    "target,kernel",
-    [("a100", "pallas_triton"), ("h100", "pallas_gpu"), ("b200", "pallas_tcgen05")],
-)
+@pytest.mark.parametrize("target,kernel", KERNELS)
 def test_a_layer_with_its_gradients_compiles(target, kernel):
     """Six products by the kernel; XLA makes the router's own."""
     job = Job("layer", f"{__name__}:layer", {"target": target, "kernel": kernel})
     (done,) = compile_for(target, [job])
     assert not done.error
     assert sum("grouped" in k.name for k in done.kernels) == 6
+
+
+@pytest.mark.nightly
+@needs_plugin
+@pytest.mark.parametrize("target,kernel", KERNELS)
+def test_every_elementwise_op_compiles_as_an_epilogue(target, kernel):
+    lacking = (pallas_triton if kernel == "pallas_triton" else pallas_gpu).NOT_LOWERED
+    jobs = [
+        Job(op, "tests.moegen.tune.epilogues:on_gpu", {"kernel": kernel, "op": op})
+        for op in EXPRESSIONS
+        if op not in lacking
+    ]
+    assert [(r.name, r.error) for r in compile_for(target, jobs) if r.error] == []
 
 
 @pytest.mark.nightly
