@@ -20,10 +20,10 @@ ARGUMENTS = """%x: f32[N, D], %w: f32[E, D, F], %u: f32[E, F, D], %b: f32[E, F],
     %s: f32[G, E, C, D]"""
 
 
-def program(*lines, returns="y=%y"):
+def program(*lines, returns="y=%y", dtype="f32"):
     dims = ", ".join(f"{n}={s}" for n, s in SIZES.items())
-    body = "\n".join(lines)
-    return parse(f"moe @p dims({dims}) ({ARGUMENTS}) {{\n{body}\nreturn {returns}\n}}")
+    body, arguments = "\n".join(lines), ARGUMENTS.replace("f32", dtype)
+    return parse(f"moe @p dims({dims}) ({arguments}) {{\n{body}\nreturn {returns}\n}}")
 
 
 UP = '%h: f32[N, F] = grouped_dot(%x, %w, %sizes, over="D", block=8)'
@@ -63,6 +63,16 @@ def test_the_custom_call_copies_no_weights_and_its_rows_are_moved_and_what_is_fu
     spared = op_cost(plain.ops[0], SIZES, CPU).seconds - op_cost(up, SIZES, CPU).seconds
     assert spared > 2 * WEIGHTS / CPU.bytes - cpu_cost.NATIVE_START
     assert op_cost(up, SIZES, CPU).seconds > cpu_cost.NATIVE_START
+
+
+def test_the_custom_call_multiplies_bf16_at_its_own_rate():
+    (up,) = program(UP, returns="h=%h").ops
+    narrow = program(UP.replace("f32", "bf16"), returns="h=%h", dtype="bf16").ops[0]
+    flops, sizes = 1e12, {**SIZES, "N": 64}
+    wide, half = (cpu_cost.native_seconds(op, flops, 0.0, sizes, CPU) for op in (up, narrow))
+    assert wide == pytest.approx(flops / CPU.flops, rel=1e-3)
+    assert half == pytest.approx(flops / CPU.rate("bf16"), rel=1e-3)
+    assert half < 0.6 * wide
 
 
 def test_a_product_that_is_not_batched_over_experts_is_as_fast_as_its_flops():
