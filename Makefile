@@ -35,10 +35,10 @@ demo: env ## train a small V-MoE on handwritten digits, evaluate it, print the r
 	$(BIN)/vmoe demo $(DEMO_FLAGS)
 
 test: env ## run the tests (all but those marked nightly)
-	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 nightly: env ## run every test, with many more random examples
-	$(BIN)/python -m pytest -m "nightly or not nightly" --hypothesis-profile=nightly --numprocesses=$(JOBS) --dist=loadfile $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m "nightly or not nightly" --hypothesis-profile=nightly --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 lint: env ## ruff (lint and format) and mypy strict
 	$(BIN)/ruff check
