@@ -17,6 +17,7 @@ from moegen.dsl.trace import Given, Slot, trace_layer
 from moegen.errors import RecompileError, ShapeError, TraceError, did_you_mean
 from moegen.ir.types import EXPERT, TOKEN
 from moegen.ops.named import JAX_DTYPES
+from moegen.runtime.codes import constant
 from moegen.runtime.schedule import Schedule
 from moegen.runtime.stages import Compiled, Lowered, Traced
 
@@ -266,7 +267,7 @@ def _signature(params: Any, x: Any, key: Any, inputs: dict[str, Any], schedule: 
 
 def _pick(slot: Slot, params: Any, x: Any, key: Any, inputs: dict[str, Any]) -> Any:
     if slot.owner != "layer":
-        return params[slot.owner][slot.name]
+        return constant(slot.name, params[slot.owner][slot.name])
     return {"tokens": x, "key": key}.get(slot.role, inputs.get(slot.name))
 
 

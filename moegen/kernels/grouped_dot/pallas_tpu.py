@@ -105,7 +105,7 @@ def dot_of_visits(
     results = [jax.ShapeDtypeStruct((whole_rows, width), dtype) for dtype in dtypes]
     moved = [rows.dtype, *(x.dtype for x in extra), *(jnp.dtype(dtype) for dtype in dtypes)]
     vmem = dot_bytes(tall, depth, wide, moved, transposed)
-    chunks = wide // chunk_of(wide)
+    chunks = wide // chunk_of(wide, depth)
     coming = weights_scratch(shape, chunks, weights.dtype, rows.dtype)
     going = results_scratch(tall, wide, chunks, dtypes)
     made = pl.pallas_call(

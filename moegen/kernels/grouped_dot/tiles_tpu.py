@@ -54,7 +54,7 @@ def dot_tile(
     found = []
     for tall, wide in product(heights(rows, experts), widths(width)):
         if dot_bytes(tall, depth, wide, dtypes, transposed) <= vmem:
-            alone = chunk_of(wide)
+            alone = chunk_of(wide, depth)
             moved = padded_bytes(tall, depth, dtypes[0]) + padded_bytes(depth, alone, dtypes[0])
             moved += sum(padded_bytes(tall, alone, dtype) for dtype in dtypes[1:])
             visits = -(-rows // tall) + experts - 1

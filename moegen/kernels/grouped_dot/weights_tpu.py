@@ -25,9 +25,11 @@ def weights_scratch(shape: tuple[int, int], chunks: int, stored: Any, computed: 
     ]  # fmt: skip
 
 
-def chunk_of(wide: int) -> int:
-    """Columns of a chunk of a block."""
-    return next((size for size in (512, 384, 256) if wide % size == 0), wide)
+def chunk_of(wide: int, depth: int) -> int:
+    """Columns of a chunk of a block: up to half a million weights, in whole registers."""
+    sizes = [size for size in (512, 384, 256, 128) if wide % size == 0]
+    least = sizes[-1] if sizes else wide
+    return next((size for size in sizes if size * depth <= 2**19), least)
 
 
 def first_weights(

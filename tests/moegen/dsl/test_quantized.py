@@ -88,6 +88,28 @@ def test_gradients_reach_tokens_scales_and_biases_and_no_codes():
         jax.grad(lambda p: layer(p, X)[0].sum())(narrow)
 
 
+def test_a_gradient_by_codes_that_are_floats_is_refused_and_by_the_rest_is_not():
+    """JAX would take f8e4m3 for numbers, and answer 0."""
+    narrow, _ = in_codes(mlp, "f8e4m3")
+    layer = mg.compile(ROUTER, mg.quantized(mlp, "f8e4m3"), mg.Schedule(format="sorted"))
+
+    def loss(params, x):
+        return jnp.sum(layer(params, x)[0] ** 2)
+
+    def stopped(params, x):
+        fixed = {n: jax.lax.stop_gradient(v) if v.dtype == jnp.float8_e4m3fn else v
+                 for n, v in params["expert"].items()}  # fmt: skip
+        return loss({**params, "expert": fixed}, x)
+
+    with pytest.raises(DtypeError, match="w1 is differentiated by") as caught:
+        jax.jit(jax.grad(loss))(narrow, X)
+    assert "dequantize(w1, w1_scale)" in str(caught.value)
+    assert "jax.lax.stop_gradient(w1)" in str(caught.value)
+    got = jax.jit(jax.grad(stopped, argnums=(0, 1)))(narrow, X)
+    np.testing.assert_array_equal(got[1], jax.grad(jax.jit(loss), argnums=1)(narrow, X))
+    assert jnp.any(got[0]["expert"]["w1_scale"])
+
+
 def test_no_array_of_the_wide_weights_is_made():
     """Codes go into the kernel, in bf16 too, and their scales are read in its epilogue."""
     for dtype in (jnp.float32, jnp.bfloat16):
