@@ -21,13 +21,15 @@ READ = (*MULTIPLIED, "f32")
 NOT_LOWERED = ("erf", "logical_not", "mod", "normal_cdf", "softplus", "sqrt")
 """Elementwise ops that Mosaic GPU, of jax 0.10.2 or 0.12, does not lower."""
 OTHERS = (ROWS, EXPERT)
-WITHOUT_WGMMA = ("a100", "b200")
+WITHOUT_WGMMA = {"a100": "pallas_triton", "b200": "pallas_tcgen05"}
+"""Targets, and the kernel that is for them."""
 
 
 def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
     """Why the kernel cannot run a product on a target; empty if it can."""
     if target.name in WITHOUT_WGMMA:
-        return f"it multiplies by wgmma, which {target.name} does not have"
+        other = WITHOUT_WGMMA[target.name]
+        return f"it multiplies by wgmma, which {target.name} does not have; {other} is for it"
     return unlike_mosaic(op, sizes, LEAST_ROWS)
 
 

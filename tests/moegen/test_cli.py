@@ -106,6 +106,7 @@ def test_check_points_at_the_line(tmp_path, capsys):
         (["print", "noisy_top_k", "--format", "slot"], 'unknown (did you mean "slots"?)'),
         (["print", "noisy_top_k", "--target", "tpu_v9"], 'target "tpu_v9" is unknown'),
         (["print", "noisy_top_k", "--set", "k=9"], "k=9 is more than E=4"),
+        (["aot", "--targets=h100,h300"], '"h300" is no target to compile for'),
         (["check", "missing.moe"], "missing.moe: No such file or directory"),
         (["emit", "noisy_top_k", "-o", "/no/such/dir/x.py"], "/no/such/dir/x.py: No such file"),
     ],

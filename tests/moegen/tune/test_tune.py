@@ -258,7 +258,7 @@ def test_pallas_gpu_is_taken_when_asked_for():
     taken = kernel_for(gpu_product(), "pallas_gpu", target_named("h100"), WIDE)
     assert (taken.kernel, taken.tile) == ("pallas_gpu", (64, 128, 64, 4))
     assert kernel_for(gpu_product(), "auto", target_named("h100"), WIDE).kernel == "ragged_dot"
-    with pytest.raises(LoweringError, match="wgmma, which b200 does not have"):
+    with pytest.raises(LoweringError, match="wgmma, which b200 does not have; pallas_tcgen05 is"):
         kernel_for(gpu_product(), "pallas_gpu", target_named("b200"), WIDE)
 
 
