@@ -102,11 +102,11 @@ class Compilation:
 
 
 def plugin_folder() -> Path | None:
-    """The folder to put on the path for the plugin; None where there is none."""
+    """The folder to put on the path for the plugin, or that has it already; None without one."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     named = os.environ.get(FOLDER)
     beside = Path(__file__).parents[2] / ".cuda" / version
-    for folder in (Path(named) if named else beside, beside):
+    for folder in (Path(named) if named else beside, beside, *map(Path, sys.path)):
         if (folder / "jax_plugins").is_dir() and ptxas(folder):
             return folder
     return None
