@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <type_traits>
 #include <vector>
 
 #include "native_panels.h"
@@ -26,6 +27,10 @@ using namespace moegen;
 
 constexpr int kRows = 6;    // rows whose sums are in registers at once
 constexpr int kChunk = 96;  // rows of the left operand that are copied at once
+template <typename T>  // rows at most whose right operand is read where it is, if it can be
+constexpr int kInPlace = std::is_same_v<T, float> ? 32 : 0;
+template <bool InPlace>  // lines that a tile fetches for a word: few rows have few words
+constexpr int kLines = InPlace ? 2 : 1;
 
 // What a tile fetches meanwhile: lines of memory, `1 << shift` of them from each of some rows.
 struct Fetch {
@@ -44,19 +49,22 @@ inline int lines_of(int64_t bytes) {
 
 // sum over words k of a[r * row_step + k * k_step] times panel[k, 64], for R rows; added to
 // `sums` unless this is the first part of the depth, and written to `out` if it is the last.
-template <typename T, int R>
-void tile(const float* a, int64_t row_step, int64_t k_step, const float* panel, int64_t words,
-          float* sums, int64_t sums_step, bool first, T* out, int64_t out_step, int columns,
-          const Fetch& fetch, int64_t line) {
+template <typename T, bool InPlace, int R>
+void tile(const float* a, int64_t row_step, int64_t k_step, const float* panel, int64_t panel_step,
+          int64_t words, float* sums, int64_t sums_step, bool first, T* out, int64_t out_step,
+          int columns, const Fetch& fetch, int64_t line) {
   Floats sum[R][kVectors] = {};
   const bool fetching = (line >> fetch.shift) < fetch.rows;
   const char* from = fetching ? fetch.data : reinterpret_cast<const char*>(panel);
   const int64_t step = fetching ? fetch.step : 0, mask = (int64_t{1} << fetch.shift) - 1;
+  const int64_t apart = InPlace ? panel_step : kColumns;
   for (int64_t k = 0; k < words; ++k) {
-    const int64_t l = line + k;
-    __builtin_prefetch(from + (l >> fetch.shift) * step + (l & mask) * kLine, 0, 2);
+    for (int i = 0; i < kLines<InPlace>; ++i) {
+      const int64_t l = line + k * kLines<InPlace> + i;
+      __builtin_prefetch(from + (l >> fetch.shift) * step + (l & mask) * kLine, 0, 2);
+    }
     Floats b[kVectors];
-    for (int v = 0; v < kVectors; ++v) b[v] = load(panel + k * kColumns + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) b[v] = load(panel + k * apart + v * kLanes);
     for (int r = 0; r < R; ++r) {
       const float left = a[r * row_step + k * k_step];
       for (int v = 0; v < kVectors; ++v) sum[r][v] = add_product<T>(sum[r][v], left, b[v]);
@@ -78,11 +86,11 @@ void tile(const float* a, int64_t row_step, int64_t k_step, const float* panel, 
 }
 
 template <typename T>
-using Tile = void (*)(const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t, bool,
-                      T*, int64_t, int, const Fetch&, int64_t);
-template <typename T>
-constexpr Tile<T> kTiles[] = {tile<T, 1>, tile<T, 2>, tile<T, 3>,
-                              tile<T, 4>, tile<T, 5>, tile<T, 6>};
+using Tile = void (*)(const float*, int64_t, int64_t, const float*, int64_t, int64_t, float*,
+                      int64_t, bool, T*, int64_t, int, const Fetch&, int64_t);
+template <typename T, bool InPlace>
+constexpr Tile<T> kTiles[] = {tile<T, InPlace, 1>, tile<T, InPlace, 2>, tile<T, InPlace, 3>,
+                              tile<T, InPlace, 4>, tile<T, InPlace, 5>, tile<T, InPlace, 6>};
 
 // How much of the right operand is packed at once.
 struct Block {
@@ -117,21 +125,41 @@ Left left_rows(const Matrix<T>& a, int64_t row, int64_t rows, int64_t k, int64_t
   return {store.data(), row_step, 1};
 }
 
+// Panels of a product's right operand as a tile reads them, words `k_step` apart, panels `apart`.
+struct Right {
+  const float* data;
+  int64_t k_step, apart;
+  bool in_place;
+};
+
+// The panels of a part: where it is if few rows read it and it has whole panels, else packed.
+template <typename T>
+Right right_panels(const Matrix<T>& part, int64_t deep, int64_t width, int64_t rows,
+                   std::vector<float>& store) {
+  if (rows <= kInPlace<T> && !part.transposed && width % kColumns == 0) {
+    return {reinterpret_cast<const float*>(part.data), part.step, kColumns, true};
+  }
+  const int64_t apart = words<T>(deep) * kColumns;
+  store.resize((width + kColumns - 1) / kColumns * apart + kLanes);
+  float* panels = store.data();
+  panels += (kLine - reinterpret_cast<uintptr_t>(panels) % kLine) % kLine / sizeof(float);
+  pack(part, deep, width, panels);
+  return {panels, kColumns, apart, false};
+}
+
 // Columns `first` to `first + width` of out[rows, all] = a[rows, depth] b[depth, all].
 template <typename T>
 void multiply(Matrix<T> a, Matrix<T> b, int64_t rows, int64_t depth, int64_t all, int64_t first,
               Block block, T* out, Fetch after) {
-  thread_local std::vector<float> panel_store, left_store, sums;
+  thread_local std::vector<float> right_store, left_store, sums;
   const int64_t width = std::min(block.width, all - first);
-  panel_store.resize(block.depth * (block.width + kColumns) + kLanes);
-  float* panels = panel_store.data();
-  panels += (kLine - reinterpret_cast<uintptr_t>(panels) % kLine) % kLine / sizeof(float);
-  const int64_t sums_step = (block.width + kColumns - 1) / kColumns * kColumns;
+  const int64_t panels = (width + kColumns - 1) / kColumns, sums_step = panels * kColumns;
   if (depth > block.depth) sums.resize(rows * sums_step);
   int64_t from_k = 0;
   do {
     const int64_t deep = std::min(block.depth, depth - from_k), high = words<T>(deep);
-    pack(Matrix<T>{b.at(from_k, first), b.step, b.transposed}, deep, width, panels);
+    const Matrix<T> part{b.at(from_k, first), b.step, b.transposed};
+    const Right right = right_panels(part, deep, width, rows, right_store);
     const bool last = from_k + deep == depth;
     Fetch fetch = after;
     if (!last) {
@@ -143,15 +171,26 @@ void multiply(Matrix<T> a, Matrix<T> b, int64_t rows, int64_t depth, int64_t all
       const int64_t chunk = std::min<int64_t>(kChunk, rows - at);
       const Left left = left_rows(a, at, chunk, from_k, deep, left_store);
       const int64_t tiles = (chunk + kRows - 1) / kRows;
-      for (int64_t t = 0; t < tiles; ++t) {
+      const auto run = [&](auto in_place, int64_t t, int64_t c) {
         const int64_t from = chunk * t / tiles, to = chunk * (t + 1) / tiles;
-        for (int64_t c = 0; c < width; c += kColumns, line += high) {
-          kTiles<T>[to - from - 1](
-              left.data + from * left.row_step, left.row_step, left.k_step, panels + c * high, high,
-              sums.data() + (at + from) * sums_step + c, sums_step, from_k == 0,
-              last ? out + (at + from) * all + first + c : nullptr, all,
-              int(std::min<int64_t>(kColumns, width - c)), fetch, line);
+        kTiles<T, in_place>[to - from - 1](
+            left.data + from * left.row_step, left.row_step, left.k_step,
+            right.data + c * right.apart, right.k_step, high,
+            sums.data() + (at + from) * sums_step + c * kColumns, sums_step, from_k == 0,
+            last ? out + (at + from) * all + first + c * kColumns : nullptr, all,
+            int(std::min<int64_t>(kColumns, width - c * kColumns)), fetch, line);
+        line += high * kLines<in_place>;
+      };
+      if constexpr (kInPlace<T> > 0) {
+        if (right.in_place) {  // all rows read a panel before the next: nothing else keeps it close
+          for (int64_t c = 0; c < panels; ++c) {
+            for (int64_t t = 0; t < tiles; ++t) run(std::true_type{}, t, c);
+          }
+          continue;
         }
+      }
+      for (int64_t t = 0; t < tiles; ++t) {
+        for (int64_t c = 0; c < panels; ++c) run(std::false_type{}, t, c);
       }
     }
     from_k += deep;
