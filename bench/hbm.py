@@ -4,13 +4,15 @@ One dropless layer from its router to its combine, 8 experts, 2 choices, in bf16
 time by the libtpu of `make tpu`. `temporary` is what the program has of HBM beside its arguments
 and results, without what XLA places in VMEM, up to 128 MB on a v5e. `peak` is the compiler's own
 figure of the most that is held at a time, arguments and results taken off; the forward's goal is
-for it: 1.15 times (up-projection activations + outputs).
+for it: 1.15 times (up-projection activations + outputs). `kept` is what the forward hands to the
+backward where these are two programs, parameters left out.
 """
 
 import argparse
 import sys
 
 from bench import suite
+from bench.tpu_programs import kept_bytes
 from moegen.errors import MoegenError
 from moegen.tune.compiler import Job
 from moegen.tune.tpu_compiler import TOPOLOGIES, compile_for
@@ -49,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     target = arguments.target.replace("-", "_")
     print(f"goal, forward: {goal(**sizes) / 1e6:.1f} MB at the peak\n")
     print(
-        f"{'part':<10}{'program':<26}{'arguments':>10}{'results':>9}{'temporary':>11}{'peak':>8}{'kernels':>9}"
+        f"{'part':<10}{'program':<26}{'arguments':>10}{'results':>9}{'temporary':>11}{'peak':>8}{'kernels':>9}{'kept':>8}"
     )
     jobs = [
         Job(
@@ -70,12 +72,18 @@ def run(arguments: argparse.Namespace) -> int:
             given, made, held = (n / 1e6 for n in result.hbm)
             peak = result.peak / 1e6 - given - made
             row = f"{given:>10.1f}{made:>9.1f}{held:>11.1f}{peak:>8.1f}{result.kernels:>9}"
-            print(f"{result.name}{row}", flush=True)
+            print(f"{result.name}{row}{kept(jobs[number - 1])}", flush=True)
     except MoegenError as error:
         raise ValueError(str(error)) from None
     except KeyboardInterrupt:
         return suite.INTERRUPTED
     return 0
+
+
+def kept(job: Job) -> str:
+    """The column of what the forward hands to the backward, for programs that have one."""
+    given = dict(job.arguments)
+    return f"{kept_bytes(**given) / 1e6:>8.1f}" if given.pop("part") == "training" else ""
 
 
 def goal(tokens: int, width: int, hidden: int) -> float:

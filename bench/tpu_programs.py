@@ -46,10 +46,7 @@ def moe_layer(
 
     `part` is "forward" or "training".
     """
-    asked = moegen.Schedule(format="sorted", target=target, **schedule)
-    router = noisy_top_k.bind(k=2, dropless=True, noise_std=0.0)
-    layer = moegen.compile(router, mlp, asked)
-    x = jax.ShapeDtypeStruct((4, tokens // 4, width), jnp.bfloat16)
+    layer, x = layer_and_tokens(target, schedule, tokens, width)
     params = layer.abstract_params(x, experts=8, hidden=hidden)
 
     def loss(params, x):
@@ -60,3 +57,19 @@ def moe_layer(
 
     calls = {"forward": lambda p, x: layer(p, x)[0], "training": training}
     return calls[part], [params, x]
+
+
+def kept_bytes(target: str, schedule: dict[str, str], tokens: int, width: int, hidden: int) -> int:
+    """What the forward of that layer hands to its backward, parameters left out."""
+    layer, x = layer_and_tokens(target, schedule, tokens, width)
+    return sum(layer.lower(x, experts=8, hidden=hidden).saved.values())
+
+
+def layer_and_tokens(
+    target: str, schedule: dict[str, str], tokens: int, width: int
+) -> tuple[moegen.Layer, jax.ShapeDtypeStruct]:
+    """The layer of `moe_layer`, and the shape of its tokens."""
+    asked = moegen.Schedule(format="sorted", target=target, **schedule)
+    router = noisy_top_k.bind(k=2, dropless=True, noise_std=0.0)
+    x = jax.ShapeDtypeStruct((4, tokens // 4, width), jnp.bfloat16)
+    return moegen.compile(router, mlp, asked), x

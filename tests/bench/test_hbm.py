@@ -44,9 +44,11 @@ def test_a_line_for_each_program(monkeypatch, capsys):
         "temporary",
         "peak",
         "kernels",
+        "kept",
     ]
     assert len(lines) == 3 + 5
     assert lines[0].split() == ["forward", "gathered", "inside", "3.0", "2.0", "1.0", "4.0", "2"]
+    assert [line.split()[-1] for line in lines[3:]] == ["176.7", "185.0", "75.8", "75.8", "185.0"]
 
 
 def test_mistakes_are_one_line(monkeypatch, capsys):
