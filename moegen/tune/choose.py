@@ -65,7 +65,7 @@ def kernel_for(
         return _asked_for(op, kernel, target, sizes, interpret)
     if estimated and not GROUPED_CHOICES[estimated].refusal(op, sizes, target):
         return KernelChoice(estimated, source="estimate")
-    able = (n for n, c in GROUPED_CHOICES.items() if target.platform in c.platforms)
+    able = (n for n, c in GROUPED_CHOICES.items() if c.automatic(target))
     taken = next(n for n in able if not GROUPED_CHOICES[n].refusal(op, sizes, target))
     found = tuned.find(op, sizes, target) if tuned else None
     if found and (
@@ -117,7 +117,7 @@ def reads_per_expert(op: Op, kernel: str, target: Target, sizes: Mapping[str, in
 
 def _refusals(op: Op, kernel: str, target: Target, sizes: Mapping[str, int]) -> dict[str, str]:
     """For each kernel that may be meant, why it cannot run a product; empty if it can."""
-    able = [n for n, c in GROUPED_CHOICES.items() if target.platform in c.platforms]
+    able = [n for n, c in GROUPED_CHOICES.items() if c.automatic(target)]
     names = able if kernel == "auto" else [kernel]
     return {n: GROUPED_CHOICES[n].refusal(op, sizes, target) for n in names}
 

@@ -22,12 +22,13 @@ class GroupedChoice:
     """A kernel that grouped products can be given.
 
     Attributes:
-      platforms: where "auto" may take it product by product, the first that can run it.
+      platforms: where it runs; there "auto" takes the first that can run a product.
       obstacle: why it cannot run a product on a target; empty if it can.
       tile: its tile for a product that it can run; empty if it has none.
       gathers: whether it can gather the rows of a product itself.
       per_expert: whether its epilogues read values per expert.
       interpreter: whether it can be run by Pallas's interpreter, on a target that is not its own.
+      asked_only: whether "auto" leaves it alone, as nothing tells yet that it is the faster one.
     """
 
     platforms: tuple[str, ...]
@@ -36,6 +37,11 @@ class GroupedChoice:
     gathers: bool = False
     per_expert: bool = False
     interpreter: bool = False
+    asked_only: bool = False
+
+    def automatic(self, target: Target) -> bool:
+        """Whether "auto" may take it on a target."""
+        return target.platform in self.platforms and not self.asked_only
 
     def refusal(self, op: Op, sizes: Sizes, target: Target) -> str:
         """Why it cannot run a product, be it for what is fused to it; empty if it can."""
@@ -72,14 +78,21 @@ GROUPED_CHOICES: dict[str, GroupedChoice] = {
     ),
     "ragged_dot": GroupedChoice(("tpu", "gpu"), not_ragged),
     "blocks": GroupedChoice(("cpu", "tpu", "gpu")),
-    "pallas_gpu": GroupedChoice(("gpu",), pallas_gpu.obstacle, pallas_gpu.tile, interpreter=True),
+    "pallas_gpu": GroupedChoice(
+        ("gpu",), pallas_gpu.obstacle, pallas_gpu.tile, interpreter=True, asked_only=True
+    ),
     "pallas_tcgen05": GroupedChoice(
-        ("gpu",), pallas_tcgen05.obstacle, pallas_tcgen05.tile, interpreter=True
+        ("gpu",), pallas_tcgen05.obstacle, pallas_tcgen05.tile, interpreter=True, asked_only=True
     ),
     "pallas_triton": GroupedChoice(
-        ("gpu",), pallas_triton.obstacle, pallas_triton.tile, per_expert=True, interpreter=True
+        ("gpu",),
+        pallas_triton.obstacle,
+        pallas_triton.tile,
+        per_expert=True,
+        interpreter=True,
+        asked_only=True,
     ),
     "native": GroupedChoice((), native.obstacle),
 }
-"""By name, for "auto" in the order of preference: kernels that no GPU has run yet come last.
+"""By name, for "auto" in the order of preference.
 `native` is for the CPU of this machine: `pick_format` weighs it against XLA's kernels."""

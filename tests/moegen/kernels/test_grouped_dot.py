@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from moegen.kernels import activations
 from moegen.kernels.grouped_dot import blocks, ragged, runs
-from moegen.tune.choose import balanced_block
+from moegen.tune.formats import balanced_block
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
