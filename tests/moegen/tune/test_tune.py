@@ -9,6 +9,7 @@ from moegen.ir.types import value_bytes
 from moegen.tune.choose import gathers_inside, kernel_for
 from moegen.tune.cost import op_cost, op_flops, program_cost
 from moegen.tune.formats import balanced_block, exchange_for, pick_format
+from moegen.tune.grouped import GROUPED_CHOICES
 from moegen.tune.target import TARGETS, Target, target_named
 from tests.moegen.programs import lowered, traced
 
@@ -115,6 +116,16 @@ def test_a_forced_format_is_taken_whatever_it_costs(format):
         c.format == format for c in choice.candidates[:3]
     ]
     assert lines[-1] == "asked for by the schedule"
+
+
+@pytest.mark.parametrize("target", ["a100", "h100", "b200"])
+def test_auto_takes_no_kernel_that_is_only_asked_for(target):
+    """Not even where it alone could read the biases of experts without copies of them."""
+    program = traced(format="sorted", target=target).lower().program
+    kernels = {op.attr["kernel"] for op in program.ops if op.name.startswith("grouped")}
+    asked_only = {name for name, choice in GROUPED_CHOICES.items() if choice.asked_only}
+    assert kernels
+    assert not kernels & asked_only
 
 
 @mg.expert
