@@ -106,7 +106,8 @@ def test_a_gradient_by_codes_that_are_floats_is_refused_and_by_the_rest_is_not()
     assert "dequantize(w1, w1_scale)" in str(caught.value)
     assert "jax.lax.stop_gradient(w1)" in str(caught.value)
     got = jax.jit(jax.grad(stopped, argnums=(0, 1)))(narrow, X)
-    np.testing.assert_array_equal(got[1], jax.grad(jax.jit(loss), argnums=1)(narrow, X))
+    alone = jax.grad(jax.jit(loss), argnums=1)(narrow, X)
+    np.testing.assert_allclose(got[1], alone, rtol=1e-5, atol=1e-6)  # two programs of XLA
     assert jnp.any(got[0]["expert"]["w1_scale"])
 
 

@@ -42,9 +42,8 @@ def test_widths_of_a_direction():
 
 
 def test_every_accelerator_is_modelled():
-    assert {"tpu_v4", "tpu_v5e", "tpu_v5p", "tpu_v6e", "tpu7x", "h100", "h200", "b200"} == set(
-        ACCELERATORS
-    )
+    tpus, gpus = {"tpu_v4", "tpu_v5e", "tpu_v5p", "tpu_v6e", "tpu7x"}, {"h100", "h200", "b200"}
+    assert tpus | gpus | {"a100"} == set(ACCELERATORS)
     for target, kernel in MODELLED:
         assert kernel in KERNELS[TARGETS[target].platform]
     assert kernels_of("cpu") == {}
