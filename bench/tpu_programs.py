@@ -11,7 +11,7 @@ from bench.train_step import Case as TrainCase
 from bench.train_step import batch_of, small_case, with_format
 from moegen.experts import mlp
 from moegen.routers import noisy_top_k
-from moegen.tune.tpu_cases import Case
+from moegen.tune.cases import Case
 from vmoe.moe import compiled_layer
 from vmoe.state import init_state, make_train_step
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from moegen.tune.tpu_cases import Case
+from moegen.tune.cases import Case
 
 
 def dot(

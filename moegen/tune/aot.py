@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, gathered_tile, outer_tile
 from moegen.kernels.grouped_dot.vmem import dot_bytes, gathered_bytes, outer_bytes
+from moegen.tune import cases
 from moegen.tune.compiler import Job
 from moegen.tune.pallas_tpu import vmem_for
 from moegen.tune.target import MIB, TARGETS
@@ -18,44 +17,33 @@ STEPS = 4
 """Whole tiles in the program that cycles are estimated of."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A product to compile: its kernel, sizes, and settings of the case."""
-
-    name: str
-    kernel: str
-    rows: int
-    depth: int
-    width: int
-    experts: int
-    settings: tuple[tuple[str, Any], ...] = ()
+class Shape(cases.Shape):
+    """A product to compile for TPUs."""
 
     def tile(self, target: str) -> tuple[int, ...]:
         """The tile that the kernel takes on a target; empty if none fits."""
         given, vmem = dict(self.settings), vmem_for(TARGETS[target])
         sizes = (self.rows, self.depth, self.width, self.experts)
         dtype = given.get("dtype", "bfloat16")
-        if self.kernel == "outer":
+        if self.product == "outer":
             return outer_tile(*sizes, dtype, vmem)
-        choose = gathered_tile if self.kernel == "gathered" else dot_tile
+        choose = gathered_tile if self.product == "gathered" else dot_tile
         return choose(*sizes, (dtype,) * self.moved, vmem, given.get("transposed", False))
 
     def vmem(self, tile: tuple[int, ...]) -> int:
         """Bytes of VMEM that the kernel asks for."""
         given = dict(self.settings)
         dtype = given.get("dtype", "bfloat16")
-        if self.kernel == "outer":
+        if self.product == "outer":
             return outer_bytes(tile[2], tile[0], tile[1], dtype)
         turned = given.get("transposed", False)
-        taken = gathered_bytes if self.kernel == "gathered" else dot_bytes
+        taken = gathered_bytes if self.product == "gathered" else dot_bytes
         return taken(tile[1], self.depth, tile[0], (dtype,) * self.moved, turned)
 
     @property
     def moved(self) -> int:
         """Operands and results with a row for each row, the rows themselves first."""
-        return {"": 2, "bias": 2, "scale": 2, "gelu": 2, "kept gelu": 3, "gate": 3}[
-            dict(self.settings).get("epilogue", "")
-        ]
+        return 2 + self.held
 
 
 SCALED = (("epilogue", "scale"),)
@@ -91,15 +79,13 @@ SHAPES = (
 def jobs(target: str) -> Iterator[tuple[Shape, Job]]:
     """The programs for a target, with sizes known when they run only."""
     for shape in SHAPES:
-        sizes = {"rows": shape.rows, "depth": shape.depth, "width": shape.width}
-        arguments = {**sizes, "experts": shape.experts, "tile": shape.tile(target)}
-        yield shape, Job(shape.name, CASES + shape.kernel, {**arguments, **dict(shape.settings)})
+        yield shape, Job(shape.name, CASES + shape.product, shape.arguments(shape.tile(target)))
 
 
 def step_job(shape: Shape, job: Job) -> Job:
     """The same with a few whole tiles, for the estimate of cycles."""
     tile = job.arguments["tile"]
-    at = 2 if shape.kernel == "outer" else 1
+    at = 2 if shape.product == "outer" else 1
     whole = [*tile[:at], tile[at]]
     arguments = {**job.arguments, "tile": whole, "visits": STEPS, "rows": STEPS * tile[at]}
     return Job(job.name, job.case, arguments)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 from moegen.tune import pallas_gpu, pallas_tcgen05, pallas_triton
+from moegen.tune.cases import Shape
 from moegen.tune.compiler import Job
 from moegen.tune.gpu_compiler import Compilation, compile_for
 from moegen.tune.target import MIB
@@ -16,36 +15,16 @@ BLOCK = 128
 """Rows that an expert's rows start at a multiple of."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A product to compile: sizes, and settings of the case."""
-
-    name: str
-    product: str
-    rows: int
-    depth: int
-    width: int
-    experts: int
-    settings: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def held(self) -> int:
-        """Tiles that its epilogue reads or makes beside the product."""
-        return {"gate": 1, "kept gelu": 1}.get(dict(self.settings).get("epilogue", ""), 0)
-
-
 SHAPES = (
     Shape("forward", "dot", 8192, 1024, 4096, 8),
     Shape("forward, GELU, product kept", "dot", 8192, 1024, 4096, 8, (("epilogue", "kept gelu"),)),
-    Shape("forward, bias and GELU", "dot", 8192, 1024, 4096, 8, (("epilogue", "bias"),)),
+    Shape("forward, bias and GELU", "dot", 8192, 1024, 4096, 8, (("epilogue", "shared bias"),)),
     Shape("forward, gate read, 2048 x 1408", "dot", 8192, 2048, 1408, 32, (("epilogue", "gate"),)),
     Shape("d-input", "dot", 8192, 4096, 1024, 8, (("transposed", True),)),
     Shape("d-weight", "outer", 8192, 1024, 4096, 8),
     Shape("d-weight, 768 x 1536", "outer", 8192, 768, 1536, 32),
 )
 """What is compiled: both directions, and widths that are no multiples of the tile's."""
-
-
 ANY_WIDTH = (
     Shape("forward, 1000 rows, 100 x 201", "dot", 1000, 100, 201, 4),
     Shape("forward, f32, 768 x 3072", "dot", 8192, 768, 3072, 32, (("dtype", "float32"),)),
@@ -88,9 +67,8 @@ def triton_tile(shape: Shape) -> tuple[int, ...]:
 
 def job(kernel: str, shape: Shape, tile: tuple[int, ...]) -> Job:
     """A product by a kernel."""
-    sizes = {"rows": shape.rows, "depth": shape.depth, "width": shape.width}
-    given = {"kernel": kernel, **sizes, "experts": shape.experts, "tile": tile}
-    return Job(shape.name, CASES + shape.product, {**given, **dict(shape.settings)})
+    given = {"kernel": kernel, **shape.arguments(tile)}
+    return Job(shape.name, CASES + shape.product, given)
 
 
 def table(targets: tuple[str, ...], progress: Callable[[str], None]) -> str:

@@ -5,7 +5,7 @@ With `visits`, a kernel runs that many whole tiles, a number the compiler's esti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,17 +19,7 @@ from moegen.kernels.grouped_dot.pallas_tpu import dot_of_visits, grouped_dot_tpu
 from moegen.kernels.grouped_dot.pallas_tpu_gather import gathered_dot_tpu, gathered_of_visits
 from moegen.kernels.grouped_dot.pallas_tpu_outer import grouped_outer_tpu, outer_of_visits
 from moegen.kernels.grouped_dot.visits import row_visits
-
-Case = tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]
-EPILOGUES: dict[str, tuple[tuple[str, ...], Callable[..., tuple[jax.Array, ...]]]] = {
-    "": ((), lambda acc: (acc,)),
-    "gelu": ((), lambda acc: (jax.nn.gelu(acc),)),
-    "kept gelu": ((), lambda acc: (acc, jax.nn.gelu(acc))),
-    "gate": (("row",), lambda acc, c0: (acc * jax.nn.silu(c0),)),
-    "bias": (("expert",), lambda acc, c0: (jax.nn.gelu(acc + c0),)),
-    "scale": (("expert",), lambda acc, c0: (acc * c0,)),
-}
-"""By name: whether an operand it reads has a row for each row or expert, and what it computes."""
+from moegen.tune.cases import Case, fused, struct
 
 
 def dot(
@@ -46,9 +36,9 @@ def dot(
 ) -> Case:
     """The grouped product: forward, or by transposed weights; `stored`: their dtype, if another."""
     weights = (experts, width, depth) if transposed else (experts, depth, width)
-    fused, extra = _fused(epilogue, rows, width, experts, dtype)
-    settings = {"tile": tuple(tile), "transposed": transposed, **fused}
-    shapes = [_struct((rows, depth), dtype), _struct(weights, stored or dtype)]
+    told, extra = fused(epilogue, rows, width, experts, dtype)
+    settings = {"tile": tuple(tile), "transposed": transposed, **told}
+    shapes = [struct((rows, depth), dtype), struct(weights, stored or dtype)]
 
     def call(x: Any, w: Any, sizes: Any, *extra: Any) -> Any:
         return grouped_dot_tpu(x, w, sizes, *extra, **settings)
@@ -57,8 +47,8 @@ def dot(
         return dot_of_visits((a, b, c, d, visits), x, w, *extra, **settings, whole=True)
 
     if visits is None:
-        return call, [*shapes, _struct((experts,), "int32"), *extra]
-    return fixed, [*shapes, *[_struct((visits,), "int32")] * 4, *extra]
+        return call, [*shapes, struct((experts,), "int32"), *extra]
+    return fixed, [*shapes, *[struct((visits,), "int32")] * 4, *extra]
 
 
 def gathered(
@@ -72,10 +62,10 @@ def gathered(
     visits: int | None = None,
 ) -> Case:
     """The product of rows that the kernel gathers: two of each token."""
-    fused, extra = _fused(epilogue, rows, width, experts, dtype)
-    settings = {"tile": tuple(tile), "transposed": False, **fused}
-    shapes = [_struct((rows // 2, depth), dtype), _struct((rows,), "int32")]
-    shapes.append(_struct((experts, depth, width), dtype))
+    told, extra = fused(epilogue, rows, width, experts, dtype)
+    settings = {"tile": tuple(tile), "transposed": False, **told}
+    shapes = [struct((rows // 2, depth), dtype), struct((rows,), "int32")]
+    shapes.append(struct((experts, depth, width), dtype))
 
     def call(x: Any, source: Any, w: Any, sizes: Any, *extra: Any) -> Any:
         return gathered_dot_tpu(x, source, w, sizes, *extra, choices=2, **settings)
@@ -85,8 +75,8 @@ def gathered(
         return gathered_of_visits((*lists, visits), x, token, w, *extra, **settings, whole=True)
 
     if visits is None:
-        return call, [*shapes, _struct((experts,), "int32"), *extra]
-    return fixed, [*shapes, *[_struct((visits,), "int32")] * 6, *extra]
+        return call, [*shapes, struct((experts,), "int32"), *extra]
+    return fixed, [*shapes, *[struct((visits,), "int32")] * 6, *extra]
 
 
 def outer(
@@ -99,7 +89,7 @@ def outer(
     visits: int | None = None,
 ) -> Case:
     """The gradient of the weights."""
-    shapes = [_struct((rows, depth), dtype), _struct((rows, width), dtype)]
+    shapes = [struct((rows, depth), dtype), struct((rows, width), dtype)]
 
     def call(a: Any, b: Any, sizes: Any) -> Any:
         return grouped_outer_tpu(a, b, sizes, tile=tuple(tile))
@@ -108,8 +98,8 @@ def outer(
         return outer_of_visits((*lists, visits), a, b, experts, tile=tuple(tile), whole=True)
 
     if visits is None:
-        return call, [*shapes, _struct((experts,), "int32")]
-    return fixed, [*shapes, *[_struct((visits,), "int32")] * 4]
+        return call, [*shapes, struct((experts,), "int32")]
+    return fixed, [*shapes, *[struct((visits,), "int32")] * 4]
 
 
 def exchanged(
@@ -132,13 +122,13 @@ def exchanged(
     def call(x: Any, w: Any) -> Any:
         return exchanged_dot_tpu(x, w, "expert", tile=tile, transposed=transposed)
 
-    def struct(shape: tuple[int, ...], place: P) -> jax.ShapeDtypeStruct:
+    def placed(shape: tuple[int, ...], place: P) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, place))
 
     places = (P(None, "expert"), P("expert"))
     run = jax.shard_map(call, mesh=mesh, in_specs=places, out_specs=P("expert"), check_vma=False)
     shapes = [(experts, groups, slots, depth), (experts, *weights[:: -1 if transposed else 1])]
-    return run, [struct(*pair) for pair in zip(shapes, places, strict=True)]
+    return run, [placed(*pair) for pair in zip(shapes, places, strict=True)]
 
 
 def steps(
@@ -157,7 +147,7 @@ def steps(
 
     Its epilogue is stood for by one that adds all it reads and stores the sum as every result.
     """
-    lists = [_struct((visits,), "int32")] * 4
+    lists = [struct((visits,), "int32")] * 4
     if kind == "outer":
         return outer(rows, depth, width, experts, tile, dtypes[0], visits)
     dtype, read, made = dtypes[0], dtypes[1 : 1 + reads], dtypes[1 + reads :]
@@ -172,30 +162,15 @@ def steps(
             epilogue=epilogue, dtypes=tuple(made), whole=True,
         )  # fmt: skip
 
-    extra = [_struct((rows, width), given) for given in read]
-    return call, [_struct((rows, depth), dtype), _struct(weights, dtype), *lists, *extra]
+    extra = [struct((rows, width), given) for given in read]
+    return call, [struct((rows, depth), dtype), struct(weights, dtype), *lists, *extra]
 
 
 def schedule(rows: int, experts: int, tall: int) -> Case:
     """What is computed from the sizes before a kernel can start."""
-    return lambda sizes: row_visits(sizes, rows, tall), [_struct((experts,), "int32")]
+    return lambda sizes: row_visits(sizes, rows, tall), [struct((experts,), "int32")]
 
 
 def dense(rows: int, depth: int, width: int, dtype: str = "bfloat16") -> Case:
     """XLA's own product of the rows with one weight matrix."""
-    return jnp.dot, [_struct((rows, depth), dtype), _struct((depth, width), dtype)]
-
-
-def _fused(
-    epilogue: str, rows: int, width: int, experts: int, dtype: str
-) -> tuple[dict[str, Any], list[jax.ShapeDtypeStruct]]:
-    """What a kernel is told of an epilogue of EPILOGUES, and the operands that it reads."""
-    kinds, function = EPILOGUES[epilogue]
-    results = len(function(*[jnp.zeros((1, 1))] * (len(kinds) + 1)))
-    of = {"row": (rows, width), "expert": (experts, 1, width)}
-    settings = {"epilogue": function, "dtypes": (dtype,) * results}
-    return settings, [_struct(of[kind], dtype) for kind in kinds]
-
-
-def _struct(shape: tuple[int, ...], dtype: str) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    return jnp.dot, [struct((rows, depth), dtype), struct((depth, width), dtype)]
