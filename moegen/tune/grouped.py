@@ -12,6 +12,7 @@ from moegen.ir.program import Op, Value
 from moegen.ir.types import EXPERT, Tensor
 from moegen.ops.grouped import epilogue_operands
 from moegen.tune import native, pallas_gpu, pallas_tcgen05, pallas_tpu, pallas_triton
+from moegen.tune.operands import wrong_ranks
 from moegen.tune.target import Target
 
 Sizes = Mapping[str, int]
@@ -58,12 +59,7 @@ def _dims(value: Value) -> tuple[str, ...]:
 
 def not_ragged(op: Op, sizes: Sizes, target: Target) -> str:
     """Why XLA's ragged dot cannot run a product; empty if it can."""
-    ranks = [len(v.type.dims) for v in op.inputs[:2] if isinstance(v.type, Tensor)]
-    ranks += [len(r.type.dims) for r in op.results[:1] if isinstance(r.type, Tensor)]
-    wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
-    if ranks == wanted:
-        return ""
-    return f"operands and result have {ranks} dims, it takes {wanted}"
+    return wrong_ranks(op)
 
 
 GROUPED_CHOICES: dict[str, GroupedChoice] = {

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from moegen.errors import ScheduleError, did_you_mean
 from moegen.ir.program import Op
-from moegen.ir.types import Tensor
 from moegen.kernels.grouped_dot import native
+from moegen.tune.operands import tensors, wrong_ranks
 from moegen.tune.target import Target
 
 NAME = "native"
@@ -48,12 +48,7 @@ def misfit(op: Op, sizes: Mapping[str, int], target: Target) -> str:
     """Why it cannot run a product anywhere; empty if it can."""
     if target.platform != "cpu":
         return f"it is for cpu, the target is {target.name}"
-    tensors = [v.type for v in (*op.inputs[:2], op.results[0]) if isinstance(v.type, Tensor)]
-    dtypes = {t.dtype for t in tensors}
+    dtypes = {t.dtype for t in tensors(op)[0]}
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         return f"operands and result are {', '.join(sorted(dtypes))}, it takes f32 or bf16"
-    ranks = [len(t.dims) for t in tensors]
-    wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
-    if ranks != wanted:
-        return f"operands and result have {ranks} dims, it takes {wanted}"
-    return ""
+    return wrong_ranks(op)

@@ -1,4 +1,4 @@
-"""Which operands a kernel for GPUs can multiply and read."""
+"""Which operands a kernel of grouped products can multiply and read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ def tensors(op: Op) -> tuple[list[Tensor], list[Tensor]]:
     return [*given[:2], made[0]], [*given[3:], *made]
 
 
+def wrong_ranks(op: Op) -> str:
+    """Why a product of lists of rows is not what an op is, or ""."""
+    ranks = [len(t.dims) for t in tensors(op)[0]]
+    wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
+    return "" if ranks == wanted else f"operands and result have {ranks} dims, it takes {wanted}"
+
+
 def mismatch(op: Op, multiplied: Sequence[str], read: Sequence[str]) -> str:
     """Why a kernel that multiplies some dtypes and reads some cannot run a product, or ""."""
-    (rows, weights, made), moved = tensors(op)
-    ranks = [len(t.dims) for t in (rows, weights, made)]
-    wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
-    if ranks != wanted:
-        return f"operands and result have {ranks} dims, it takes {wanted}"
+    if reason := wrong_ranks(op):
+        return reason
+    (rows, weights, _), moved = tensors(op)
     if rows.dtype not in multiplied:
         return f"rows are {rows.dtype}, it takes {', '.join(multiplied)}"
     if weights.dtype != rows.dtype:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from moegen.ir.program import Op
 from moegen.ir.types import EXPERT, GROUP, NARROW, TOKEN, Tensor
 from moegen.kernels.grouped_dot.tiles_tpu import dot_tile, gathered_tile, outer_tile
+from moegen.ops.epilogue import ops_of_epilogue
 from moegen.ops.gathered import gather_before
 from moegen.ops.named import dims_tuple
 from moegen.ops.parts import ROWS
+from moegen.tune.operands import wrong_ranks
 from moegen.tune.target import Target
 
 DTYPES = {"bf16": "bfloat16", "f32": "float32"}
@@ -25,18 +27,15 @@ def obstacle(op: Op, sizes: Mapping[str, int], target: Target) -> str:
     """Why the kernel cannot run a product on a target; empty if it can."""
     if op.name == "gathered_dot":
         return _gather_obstacle(op, sizes, target)
+    if reason := wrong_ranks(op):
+        return reason
     types = [v.type for v in (*op.inputs, *op.results) if isinstance(v.type, Tensor)]
-    ranks = [len(t.dims) for t in (*types[:2], types[len(op.inputs)])]
-    wanted = [2, 3, 2] if op.name == "grouped_dot" else [2, 2, 3]
-    if ranks != wanted:
-        return f"operands and result have {ranks} dims, it takes {wanted}"
     narrow = op.name == "grouped_dot" and types[1].dtype in NARROW
     floats = [t for t in types if t.dims != (EXPERT,) or t.is_float]
     floats = [t for t in floats if not (narrow and t is types[1])]
     if other := sorted({t.dtype for t in floats} - DTYPES.keys()):
         return f"an operand or result is {other[0]}, it takes {' and '.join(DTYPES)}"
-    text = " ".join(op.attr.get("epilogue", ()))
-    if lacking := [name for name in UNLOWERED if f"{name}(" in text]:
+    if lacking := [name for name in ops_of_epilogue(op) if name in UNLOWERED]:
         return f"its epilogue has {lacking[0]}, which Pallas does not know on TPUs"
     if not tile(op, sizes, target):
         return f"no tile of it fits into the {vmem_for(target) // 1024**2} MiB of VMEM it may take"
