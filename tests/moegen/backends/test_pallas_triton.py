@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ from moegen.routers import switch
 from moegen.tune.gpu_compile import as_if_on
 from moegen.tune.gpu_compiler import DEVICES
 from moegen.tune.pallas_triton import NOT_LOWERED
+from tests.moegen.backends.test_pallas_gpu import loss_of
 from tests.moegen.tune.epilogues import not_lowered
 
 X = jax.random.normal(jax.random.key(0), (1, 45, 20))
@@ -38,14 +38,6 @@ def layer(expert=biased, **schedule):
 @functools.cache
 def params():
     return layer().init(jax.random.key(1), X, experts=3, hidden=24)
-
-
-def loss_of(layer):
-    def loss(params, x):
-        y, _ = layer(params, x)
-        return jnp.sum(jnp.cos(y.astype(jnp.float32)))
-
-    return jax.value_and_grad(loss, argnums=(0, 1))
 
 
 @deprecated

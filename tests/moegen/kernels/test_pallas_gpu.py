@@ -9,14 +9,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from moegen.kernels.grouped_dot import mosaic
 from moegen.kernels.grouped_dot.mosaic import interpreter
 from moegen.kernels.grouped_dot.pallas_gpu import grouped_dot_gpu, grouped_outer_gpu
-from tests.moegen.kernels.grouped_base import ROWS, GroupedKernelTests, close, random
+from tests.moegen.kernels.grouped_base import ROWS, GroupedKernelTests
+from tests.moegen.kernels.mosaic_base import DTYPES, EXPERTS, bent, check_epilogue, shapes, struct
 
 INTERPRETS = hasattr(plgpu, "InterpretGPUParams")
 needs_interpreter = pytest.mark.skipif(
@@ -54,51 +54,33 @@ class TestPallasGpu(GroupedKernelTests):
         return grouped_outer_gpu(a, b, sizes, tile=(64, 128, 64, 2), interpret=True)
 
 
-def bent(acc, by_row, by_column, one, both):
-    h = acc + by_column
-    return jax.nn.gelu(h) * by_row + both, h * jax.nn.sigmoid(one * h)
-
-
 def fused(rows, weights, sizes, *extra, interpret=False):
-    dtypes = (jnp.bfloat16, jnp.float32)
     return grouped_dot_gpu(
-        rows, weights, sizes, *extra, tile=TILE, epilogue=bent, dtypes=dtypes, interpret=interpret
+        rows, weights, sizes, *extra, tile=TILE, epilogue=bent, dtypes=DTYPES, interpret=interpret
     )
-
-
-N, D, F, E = 192, 64, 192, 3
-EXTRA = ((N, 1), (1, F), (1, 1), (N, F))
 
 
 @needs_interpreter
 def test_an_epilogue_reads_rows_columns_and_tiles():
-    made = [jnp.asarray(random(i, *s), jnp.bfloat16) for i, s in enumerate(((N, D), (E, D, F)))]
-    extra = [jnp.asarray(random(i, *s), jnp.bfloat16) for i, s in enumerate(EXTRA, 2)]
-    first, second = fused(*made, jnp.asarray([64, 0, 64]), *extra, interpret=True)
-    x, w = (np.asarray(a, np.float32) for a in made)
-    acc = np.concatenate([x[:64] @ w[0], x[64:128] @ w[2]])
-    given = [np.asarray(a, np.float32)[: 128 if a.shape[0] > 1 else 1] for a in extra]
-    want = bent(acc, *given)
-    close(first[:128], want[0], "bfloat16")
-    close(second[:128], want[1], "float32")
-    assert not np.asarray(first[128:], np.float32).any()
+    check_epilogue(fused, 64, 64, 192)
 
 
-def struct(*shape, dtype=jnp.bfloat16):
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-SIZES = struct(E, dtype=jnp.int32)
+N = 192
+SIZES = struct(EXPERTS, dtype=jnp.int32)
 DOT, OUTER = (
     functools.partial(f, tile=(128, 128, 64, 4)) for f in (grouped_dot_gpu, grouped_outer_gpu)
 )
+READ = [struct(*s) for s in shapes(64, 64, 192)]
 LOWERED = {
-    "dot": (DOT, struct(2 * N, 768), struct(E, 768, 1408), SIZES),
+    "dot": (DOT, struct(2 * N, 768), struct(EXPERTS, 768, 1408), SIZES),
     "transposed": (
-        functools.partial(DOT, transposed=True), struct(2 * N, 1536), struct(E, 704, 1536), SIZES
+        functools.partial(DOT, transposed=True),
+        struct(2 * N, 1536),
+        struct(EXPERTS, 704, 1536),
+        SIZES,
     ),
     "outer": (OUTER, struct(2 * N, 1408), struct(2 * N, 768), SIZES),
-    "epilogue": (fused, struct(N, D), struct(E, D, F), SIZES, *(struct(*s) for s in EXTRA)),
+    "epilogue": (fused, *READ[:2], SIZES, *READ[2:]),
 }  # fmt: skip
 
 

@@ -8,13 +8,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from moegen.kernels.grouped_dot import mosaic
 from moegen.kernels.grouped_dot.pallas_tcgen05 import grouped_dot_tcgen05, grouped_outer_tcgen05
-from tests.moegen.kernels.grouped_base import ROWS, GroupedKernelTests, close, random
-from tests.moegen.kernels.test_pallas_gpu import bent, detecting_races, needs_interpreter, struct
+from tests.moegen.kernels.grouped_base import ROWS, GroupedKernelTests
+from tests.moegen.kernels.mosaic_base import DTYPES, EXPERTS, bent, check_epilogue, shapes, struct
+from tests.moegen.kernels.test_pallas_gpu import detecting_races, needs_interpreter
 
 TILE = (128, 128, 64, 2)
 
@@ -45,42 +45,30 @@ class TestPallasTcgen05(GroupedKernelTests):
 
 
 def fused(rows, weights, sizes, *extra, interpret=False):
-    dtypes = (jnp.bfloat16, jnp.float32)
     return grouped_dot_tcgen05(
-        rows, weights, sizes, *extra, tile=TILE, epilogue=bent, dtypes=dtypes, interpret=interpret
+        rows, weights, sizes, *extra, tile=TILE, epilogue=bent, dtypes=DTYPES, interpret=interpret
     )
-
-
-N, D, F, E = 384, 128, 192, 3
-EXTRA = ((N, 1), (1, F), (1, 1), (N, F))
 
 
 @needs_interpreter
 def test_an_epilogue_reads_rows_columns_and_tiles():
-    made = [jnp.asarray(random(i, *s), jnp.bfloat16) for i, s in enumerate(((N, D), (E, D, F)))]
-    extra = [jnp.asarray(random(i, *s), jnp.bfloat16) for i, s in enumerate(EXTRA, 2)]
-    first, second = fused(*made, jnp.asarray([128, 0, 128]), *extra, interpret=True)
-    x, w = (np.asarray(a, np.float32) for a in made)
-    acc = np.concatenate([x[:128] @ w[0], x[128:256] @ w[2]])
-    given = [np.asarray(a, np.float32)[: 256 if a.shape[0] > 1 else 1] for a in extra]
-    want = bent(acc, *given)
-    close(first[:256], want[0], "bfloat16")
-    close(second[:256], want[1], "float32")
-    assert not np.asarray(first[256:], np.float32).any()
+    check_epilogue(fused, 128, 128, 192)
 
 
-SIZES = struct(E, dtype=jnp.int32)
+N = 384
+SIZES = struct(EXPERTS, dtype=jnp.int32)
 DOT, OUTER = (
     functools.partial(f, tile=(128, 256, 64, 3))
     for f in (grouped_dot_tcgen05, grouped_outer_tcgen05)
 )
+READ = [struct(*s) for s in shapes(128, 128, 192)]
 LOWERED = {
-    "dot": (DOT, struct(N, 768), struct(E, 768, 1408), SIZES),
+    "dot": (DOT, struct(N, 768), struct(EXPERTS, 768, 1408), SIZES),
     "transposed": (
-        functools.partial(DOT, transposed=True), struct(N, 1536), struct(E, 704, 1536), SIZES
+        functools.partial(DOT, transposed=True), struct(N, 1536), struct(EXPERTS, 704, 1536), SIZES
     ),
     "outer": (OUTER, struct(N, 1408), struct(N, 704), SIZES),
-    "epilogue": (fused, struct(N, D), struct(E, D, F), SIZES, *(struct(*s) for s in EXTRA)),
+    "epilogue": (fused, *READ[:2], SIZES, *READ[2:]),
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from moegen.kernels.grouped_dot.pallas_triton import (
 from moegen.tune.gpu_compile import as_if_on
 from moegen.tune.gpu_compiler import DEVICES
 from tests.moegen.kernels.grouped_base import GroupedKernelTests, close, random
+from tests.moegen.kernels.mosaic_base import struct
 
 TILE = (16, 16, 16, 2)
 
@@ -73,10 +74,6 @@ def test_every_row_is_in_one_tile_of_its_owner(sizes):
     found = [(r, o) for o, first, end in spans for r in range(first, min(first + 16, end))]
     want = np.repeat(np.arange(E + 1), (*sizes, N - sum(sizes)))
     assert sorted(found) == list(enumerate(want))
-
-
-def struct(*shape, dtype=jnp.bfloat16):
-    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 SIZES = struct(E, dtype=jnp.int32)
